@@ -71,9 +71,11 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
-        self.n_head, self.n_kv_head, self.d_head = cfg.n_head, cfg.n_kv_head, cfg.d_head
-        d_qkv = (cfg.n_head + 2 * cfg.n_kv_head) * cfg.d_head
-        self.qkv = nn.Linear(cfg.d_model, d_qkv, bias=cfg.bias)
+        self.d_head = cfg.d_head
+        d_kv = cfg.n_kv_head * cfg.d_head
+        self.query = nn.Linear(cfg.d_model, cfg.d_model, bias=cfg.bias)
+        self.key = nn.Linear(cfg.d_model, d_kv, bias=cfg.bias)
+        self.value = nn.Linear(cfg.d_model, d_kv, bias=cfg.bias)
         self.out = nn.Linear(cfg.d_model, cfg.d_model, bias=cfg.bias)
 
     def project(
@@ -82,12 +84,10 @@ class CausalSelfAttention(nn.Module):
         rotation: tuple[Tensor, Tensor] | None = None,      # (T, Dh/2) cosines and sines
     ) -> tuple[Tensor, Tensor, Tensor]:                     # q (B, H, T, Dh); k, v (B, G, T, Dh)
         "Make queries, keys and values, and turn queries and keys to their positions."
-        H, G = self.n_head, self.n_kv_head
-        heads = split_heads(self.qkv(x), self.d_head)       # (B, H+G+G, T, Dh)
-        qk, v = heads.split((H + G, G), dim=1)
+        q, k, v = (split_heads(layer(x), self.d_head)
+                   for layer in (self.query, self.key, self.value))
         if rotation is not None:
-            qk = rotate(qk, *rotation)
-        q, k = qk.split((H, G), dim=1)
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
         return q, k, v
 
     def forward(

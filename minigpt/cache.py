@@ -32,8 +32,8 @@ class LayerCache:
         if end > self.keys.shape[2]:
             raise ValueError(f"{end} tokens do not fit a cache made for {self.keys.shape[2]}; "
                              "make it with a larger max_length")
-        self.keys[:, :, self.length:end] = k
-        self.values[:, :, self.length:end] = v
+        self.keys[:, :, self.length:end] = k.detach()
+        self.values[:, :, self.length:end] = v.detach()
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
@@ -49,7 +49,7 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ):
-        max_length = max_length or cfg.context_length
+        max_length = cfg.context_length if max_length is None else max_length
         shape = (cfg.n_layer, 2, batch_size, cfg.n_kv_head, max_length, cfg.d_head)
         self.room = torch.zeros(shape, dtype=dtype, device=device)
         self.layers = [LayerCache(keys, values) for keys, values in self.room]

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['prompt_of', 'print_stream', 'generate_command', 'ask_command', 'tokenize_command', 'info_command', 'choose_recipe',
-           'stop_signal', 'progress_line', 'train_command', 'build_parser', 'add_checkpoint', 'main']
+           'stop_signal', 'trim_log', 'progress_line', 'train_command', 'Parser', 'build_parser', 'main']
 
 # %% ../nbs/75_cli.ipynb #imports
 import argparse
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -17,23 +18,33 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 # %% ../nbs/75_cli.ipynb #prompt-of
 def prompt_of(args: argparse.Namespace) -> str:
     "The prompt, from the command line or from standard input."
-    return sys.stdin.read() if args.prompt == "-" else args.prompt
+    text = sys.stdin.read().removesuffix("\n") if args.prompt == "-" else args.prompt
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise ValueError("the prompt is not UTF-8; convert it first") from e
+    return text
 
 # %% ../nbs/75_cli.ipynb #print-stream
-def print_stream(args: argparse.Namespace, prompt: str, stop: tuple[str, ...] = ()) -> None:
+def print_stream(args: argparse.Namespace, prompt: str, echo: bool, stop: list[str]) -> None:
     "Print a continuation piece by piece, as it is made."
     from minigpt.checkpoint import load_model
     from minigpt.inference import complete
     from minigpt.sampling import min_p, temperature, top_k, top_p
     if args.max_tokens < 1:
         raise ValueError(f"--max-tokens {args.max_tokens} must be at least 1")
-    rules = [temperature(args.temperature), top_k(args.top_k), top_p(args.top_p),
-             min_p(args.min_p)]
+    if not -2**63 <= args.seed < 2**63:
+        raise ValueError(f"--seed {args.seed} is too large; take one below 2**63")
+    rules = [top_k(args.top_k), top_p(args.top_p), min_p(args.min_p),
+             temperature(args.temperature)]
     model, tokenizer = load_model(args.checkpoint)
+    if echo:
+        print(prompt, end="", flush=True)
     for piece in complete(model, tokenizer, prompt, args.max_tokens, rules, args.seed, stop,
                           overflow="slide"):
         print(piece, end="", flush=True)
@@ -42,23 +53,22 @@ def print_stream(args: argparse.Namespace, prompt: str, stop: tuple[str, ...] = 
 # %% ../nbs/75_cli.ipynb #generate-command
 def generate_command(args: argparse.Namespace) -> None:
     "Print the prompt and its continuation."
-    prompt = prompt_of(args)
-    print(prompt, end="", flush=True)
-    print_stream(args, prompt)
+    print_stream(args, prompt_of(args), echo=True, stop=[])
 
 # %% ../nbs/75_cli.ipynb #ask-command
 def ask_command(args: argparse.Namespace) -> None:
     "Print the answer to a question."
     question = prompt_of(args).strip()
     if not question:
-        raise ValueError("the question is empty; ask for example: What does Rosa do for a living?")
-    print_stream(args, f"Q: {question}\nA:", stop=("\n",))
+        raise ValueError("the question is empty; ask for example: Where does Abel live?")
+    print_stream(args, f"Q: {question}\nA:", echo=False, stop=["\n"])
 
 # %% ../nbs/75_cli.ipynb #tokenize-command
 def tokenize_command(args: argparse.Namespace) -> None:
     "Print one token a line: id, bytes, text."
-    from minigpt.checkpoint import load_model
-    _, tokenizer = load_model(args.checkpoint)
+    from minigpt.checkpoint import model_folder
+    from minigpt.tokenizer import Tokenizer
+    tokenizer = Tokenizer.load(model_folder(args.checkpoint) / "tokenizer.json")
     text = prompt_of(args)
     ids = tokenizer.encode(text)
     for i in ids:
@@ -68,48 +78,46 @@ def tokenize_command(args: argparse.Namespace) -> None:
 
 # %% ../nbs/75_cli.ipynb #info-command
 def info_command(args: argparse.Namespace) -> None:
-    "Print a model's shape and size, and the recipe that made it."
-    from minigpt.checkpoint import load_model, shipped_model
+    "Print a model's shape and size, and what is written down about its origin."
+    from minigpt.checkpoint import load_model, model_folder
     from minigpt.config import count_parameters
-    model, tokenizer = load_model(args.checkpoint)
-    print(f"{args.checkpoint or shipped_model()}")
+    model, _ = load_model(args.checkpoint)
+    folder = model_folder(args.checkpoint)
+    print(args.checkpoint or folder)
     for part, n in count_parameters(model.cfg).items():
-        print(f"  {part:12} {n:12,} parameters")
-    for name, value in vars(model.cfg).items():
-        print(f"  {name:16} {value}")
-    print(f"  {'d_head':16} {model.cfg.d_head}")
-    facts = Path(args.checkpoint or shipped_model()) / "facts.json"
-    if facts.is_file():
-        for name, value in json.loads(facts.read_text(encoding="utf-8")).items():
-            print(f"  {name:24} {value}")
+        print(f"  {part:34} {n:12,} parameters")
+    for name, value in [*vars(model.cfg).items(), ("d_head", model.cfg.d_head)]:
+        print(f"  {name:34} {value}")
+    for name in ("recipe.json", "facts.json"):
+        if (folder / name).is_file():
+            print(f"{name}")
+            for key, value in json.loads((folder / name).read_text(encoding="utf-8")).items():
+                if not isinstance(value, list | dict):
+                    print(f"  {key:34} {value}")
 
 # %% ../nbs/75_cli.ipynb #choose-recipe
-def choose_recipe(args: argparse.Namespace):
-    "The recipe that the options describe, and the folder to run it in."
-    from minigpt.data import Batches, load_tokens
-    from minigpt.recipe import RECIPES, prepare, read_recipe, steps_for, write_recipe
+def choose_recipe(args: argparse.Namespace) -> tuple:      # a Recipe and the Path of its folder
+    "The recipe that the options describe, prepared in its folder."
+    from minigpt.recipe import RECIPES, prepare, read_recipe
     if args.resume:
+        fixed = [f"--{name}" for name in ("recipe", "data", "out", "steps", "minutes", "seed")
+                 if getattr(args, name) is not None]
+        if fixed:
+            raise ValueError(f"{', '.join(fixed)} cannot change with --resume: the run's "
+                             "recipe.json decides; leave it out, or start a new run")
         return read_recipe(args.resume), Path(args.resume)
-    if args.recipe not in RECIPES:
-        raise ValueError(f"--recipe {args.recipe} is unknown; choose from {', '.join(RECIPES)}")
-    if args.steps is not None and args.steps < 1:
-        raise ValueError(f"--steps {args.steps} must be at least 1")
+    name, folder = args.recipe or "tinytown", Path(args.out or "runs/latest")
+    if name not in RECIPES:
+        raise ValueError(f"--recipe {name} is unknown; choose from {', '.join(RECIPES)}")
     if args.minutes is not None and not 0 < args.minutes < math.inf:
         raise ValueError(f"--minutes {args.minutes} must be above 0")
-    folder = Path(args.out)
     if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty; go on with --resume {folder}, "
+        raise ValueError(f'{folder} is not empty; go on with --resume "{folder}", '
                          "or choose another --out")
     changes = {"data": args.data, "steps": args.steps, "seed": args.seed}
-    recipe = replace(RECIPES[args.recipe], **{k: v for k, v in changes.items() if v is not None})
+    recipe = replace(RECIPES[name], **{k: v for k, v in changes.items() if v is not None})
     print(f"Preparing {recipe.data} in {folder} …", file=sys.stderr)
-    recipe = prepare(folder, recipe)
-    if args.minutes:
-        batches = Batches(load_tokens(folder / "train.npy"), recipe.batch_size,
-                          recipe.model.context_length, recipe.seed)
-        recipe = replace(recipe, steps=steps_for(recipe, batches, args.minutes))
-        write_recipe(folder, recipe)
-    return recipe, folder
+    return prepare(folder, recipe, args.minutes), folder
 
 # %% ../nbs/75_cli.ipynb #stop-signal
 @contextmanager
@@ -124,12 +132,27 @@ def stop_signal() -> Iterator[Callable[[], bool]]:     # tells whether somebody 
         for number, handler in before.items():
             signal.signal(number, handler)
 
+# %% ../nbs/75_cli.ipynb #trim-log
+def trim_log(
+    path: Path,        # a run's log.jsonl
+    done: int,         # steps that the newest checkpoint has behind it
+) -> None:
+    "Drop the rows that a resumed run will write again, and a half-written last one."
+    rows = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    kept = [row for row in rows if row.endswith("}\n") and json.loads(row)["step"] <= done]
+    path.write_text("".join(kept), encoding="utf-8")
+
 # %% ../nbs/75_cli.ipynb #progress-line
-def progress_line(step, steps: int, validation: float, speed: float) -> str:
+def progress_line(
+    row: dict,           # a row of the log
+    steps: int,          # steps in all
+    n_tokens: int,       # tokens a step
+) -> str:
     "What a pipe or a log file gets in place of a moving bar."
-    left = (steps - step.n) * step.n_tokens / speed
-    return (f"step {step.n}/{steps} loss {step.loss:.3f} validation {validation:.3f} "
-            f"{speed:,.0f} tok/s {left:,.0f} s left")
+    speed = row["tokens_per_second"]
+    left = (steps - row["step"]) * n_tokens / max(1, speed)
+    return (f"step {row['step']}/{steps} loss {row['loss']:.3f} "
+            f"validation {row['validation']:.3f} {speed:,} tok/s {left:,.0f} s left")
 
 # %% ../nbs/75_cli.ipynb #train-command
 def train_command(args: argparse.Namespace) -> None:
@@ -137,24 +160,27 @@ def train_command(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from minigpt.config import count_parameters
-    from minigpt.recipe import run
+    from minigpt.recipe import run, steps_done
     recipe, folder = choose_recipe(args)
-    size = count_parameters(recipe.model)["total"]
+    size, done = count_parameters(recipe.model)["total"], steps_done(folder)
     print(f"{size:,} parameters, {recipe.steps} steps, seed {recipe.seed}", file=sys.stderr)
+    trim_log(folder / "log.jsonl", done)
     validation, n_tokens, start = math.nan, 0, time.perf_counter()
     reports = run(folder, recipe)
-    with (open(folder / "log.jsonl", "a", encoding="utf-8") as log, stop_signal() as stopped,
-          tqdm(total=recipe.steps, unit="step", disable=None) as bar):
+    with (open(folder / "log.jsonl", "a", encoding="utf-8", buffering=1) as log,
+          stop_signal() as stopped,
+          tqdm(total=recipe.steps, initial=done, unit="step", disable=None) as bar):
         for report in reports:
             step = report.step
             n_tokens += step.n_tokens
-            speed = n_tokens / (time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            speed = n_tokens / seconds
             row = {"step": step.n, "loss": step.loss, "lr": step.lr, "grad_norm": step.grad_norm,
-                   "tokens_per_second": round(speed)}
+                   "tokens_per_second": round(speed), "seconds": round(seconds, 1)}
             if report.validation is not None:
                 validation = row["validation"] = report.validation
                 if bar.disable:
-                    print(progress_line(step, recipe.steps, validation, speed), file=sys.stderr,
+                    print(progress_line(row, recipe.steps, step.n_tokens), file=sys.stderr,
                           flush=True)
             log.write(json.dumps(row) + "\n")
             bar.set_postfix_str(f"loss {step.loss:.3f} val {validation:.3f} {speed:,.0f} tok/s",
@@ -162,47 +188,58 @@ def train_command(args: argparse.Namespace) -> None:
             bar.update(step.n - bar.n)
             if stopped() and step.n < recipe.steps:
                 reports.close()                        # saves
-                raise KeyboardInterrupt(
-                    f"stopped after step {step.n} and saved; "
-                    f"go on with: minigpt train --resume {folder}")
-    print(f'Done. Try it: minigpt generate --checkpoint {folder} "Once upon a time"')
+                raise KeyboardInterrupt(f"stopped after step {step.n} and saved; go on with: "
+                                        f'minigpt train --resume "{folder}"')
+    print(f'Done. Try it: minigpt generate --checkpoint "{folder}" "Once upon a time"',
+          file=sys.stderr)
+
+# %% ../nbs/75_cli.ipynb #parser-class
+class Parser(argparse.ArgumentParser):
+    "A parser whose complaint is one line."
+
+    def error(self, message: str) -> NoReturn:
+        "Say what is wrong with the options, and end with code 2."
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 # %% ../nbs/75_cli.ipynb #parser
-def build_parser() -> argparse.ArgumentParser:     # knows every command and option
+def build_parser() -> Parser:     # knows every command and option
     "The commands and their options, in the field's own words."
-    parser = argparse.ArgumentParser(
-        prog="minigpt", description="A small GPT that you can read, train and run on a laptop.")
+    parser = Parser(prog="minigpt",
+                    description="A small GPT that you can read, train and run on a laptop.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
-    def command(name: str, action, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text,
-                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    def command(name: str, action: Callable, text: str, model: bool = True) -> Parser:
+        sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(action=action)
+        if model:
+            sub.add_argument("--checkpoint", metavar="PATH", help="a folder or file that train "
+                             "wrote; the model that comes with the package by default")
         return sub
 
     for name, action, text, max_tokens, t in (
-            ("generate", generate_command, "Continue a text.", 200, 0.8),
+            ("generate", generate_command, "Continue a text.", 200, 0.7),
             ("ask", ask_command, "Ask about Tinytown and its people.", 60, 0.0)):
         sub = command(name, action, text)
         sub.add_argument("prompt", help="the text, in quotes; - reads it from standard input")
-        add_checkpoint(sub)
-        sub.add_argument("--seed", type=int, default=0, help="another seed, another text")
-        sub.add_argument("--temperature", type=float, default=t, help="0 takes the likeliest")
-        sub.add_argument("--top-k", type=int, default=0, help="keep the k likeliest; 0 keeps all")
-        sub.add_argument("--top-p", type=float, default=1.0, help="keep this much probability")
-        sub.add_argument("--min-p", type=float, default=0.0, help="share of the best to reach")
-        sub.add_argument("--max-tokens", type=int, default=max_tokens, help="new tokens at most")
+        for option, kind, default, meaning in (
+                ("--seed", int, 0, "another seed, another text"),
+                ("--temperature", float, t, "0 takes the likeliest"),
+                ("--top-k", int, 0, "keep the k likeliest; 0 keeps all"),
+                ("--top-p", float, 1.0, "keep this much probability; 1 keeps all"),
+                ("--min-p", float, 0.0, "share of the best to reach; 0 keeps all"),
+                ("--max-tokens", int, max_tokens, "new tokens at most")):
+            sub.add_argument(option, type=kind, default=default,
+                             help=f"{meaning} (default: {default})")
 
     sub = command("tokenize", tokenize_command, "Show the tokens of a text.")
     sub.add_argument("prompt", help="the text, in quotes; - reads it from standard input")
-    add_checkpoint(sub)
-    add_checkpoint(command("info", info_command, "Show a model's shape, size and origin."))
+    command("info", info_command, "Show a model's shape, size and origin.")
 
-    sub = command("train", train_command, "Train a model, or go on with one that was stopped.")
-    sub.add_argument("--recipe", default="tinytown", help="tinytown or small")
+    sub = command("train", train_command, "Train a model, or go on with a stopped run.", False)
+    sub.add_argument("--recipe", help="tinytown (the default) or small")
     sub.add_argument("--data", help="tinytown, stdlib, or a file or folder of your own; "
-                     "the recipe's own by default")
-    sub.add_argument("--out", default="runs/latest", help="the run's folder")
+                     "the recipe's by default")
+    sub.add_argument("--out", metavar="FOLDER", help="a new run's folder (default: runs/latest)")
     sub.add_argument("--resume", metavar="FOLDER", help="go on with the run in this folder")
     length = sub.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="optimizer steps; the recipe's by default")
@@ -210,18 +247,17 @@ def build_parser() -> argparse.ArgumentParser:     # knows every command and opt
     sub.add_argument("--seed", type=int, help="of weights, text and order; the recipe's by default")
     return parser
 
-
-def add_checkpoint(sub: argparse.ArgumentParser) -> None:
-    "The option that every command with a model has."
-    sub.add_argument("--checkpoint", metavar="PATH",
-                     help="a folder or file that train wrote; the shipped model by default")
-
 # %% ../nbs/75_cli.ipynb #main
-def main(argv: list[str] | None = None) -> int:      # 0 when all went well, 2 for bad input
+def main(argv: list[str] | None = None) -> int:      # 0: all went well; 2: bad input; 130: stopped
     "Run one command; bad input gets one line on standard error."
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
     args = build_parser().parse_args(argv)
     try:
         args.action(args)
+    except BrokenPipeError:                          # the reader has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, ArithmeticError) as e:
         print(f"minigpt {args.command}: {e}", file=sys.stderr)
         return 2

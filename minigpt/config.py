@@ -30,13 +30,14 @@ class ModelConfig:
     bias: bool = False            # an offset in every linear layer, as in GPT-2
     tie_embeddings: bool = True   # one matrix both reads tokens in and scores them out
     norm_eps: float = 1e-5        # keeps a norm from dividing by zero
-    rope_theta: float = 10_000.0  # slowest wavelength is about 2*pi*theta tokens
+    rope_theta: float = 10_000.0  # slowest wavelength stays below 2*pi*theta tokens
 
     def __post_init__(self):
         for name in ("vocab_size", "context_length", "n_layer", "n_head", "n_kv_head",
                      "d_model", "d_ff"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 1 <= value < 2**31:
+                raise ValueError(f"{name}={value!r} must be a whole number, at least 1")
         if self.d_model % self.n_head:
             raise ValueError(f"d_model={self.d_model} cannot split into n_head={self.n_head} heads")
         if self.n_head % self.n_kv_head:
@@ -45,6 +46,10 @@ class ModelConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; "
                                  f"choose from {', '.join(choices)}")
+        for name in ("norm_eps", "rope_theta"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise ValueError(f"{name}={value!r} must be a number above 0")
         if self.position == "rope" and self.d_head % 2:
             raise ValueError(f"d_head={self.d_head} is odd; rope turns numbers in pairs")
 
@@ -56,6 +61,14 @@ class ModelConfig:
     def save(self, path: str | Path) -> None:
         "Write the config as JSON."
         Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ModelConfig":
+        "Read a config that `save` wrote; a ValueError names the file and what is wrong."
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (ValueError, TypeError, AttributeError, RecursionError) as e:
+            raise ValueError(f"{path} is not a model's config: {e}") from e
 
     @classmethod
     def from_dict(cls, values: dict) -> "ModelConfig":

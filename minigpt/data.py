@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'read_text', 'read_documents', 'stdlib_text', 'split_documents', 'encode_documents', 'save_tokens',
-           'load_tokens', 'shuffled', 'Batches']
+           'load_tokens', 'shuffled_places', 'Batches']
 
 # %% ../nbs/23_data.ipynb #imports
 import sysconfig
@@ -24,15 +24,13 @@ SUFFIXES = {".txt", ".md", ".rst", ".py", ".js", ".c", ".h", ".html", ".json", "
 def read_text(
     path: str | Path,      # a file in UTF-8
 ) -> str:                  # its text
-    "Read one file. A ValueError names the byte that is not UTF-8, or says that it is empty."
+    "Read one file. A ValueError names the byte that is not UTF-8."
     raw = Path(path).read_bytes()
     try:
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         raise ValueError(f"{path} is not UTF-8: byte {e.start} is 0x{raw[e.start]:02x}; "
                          "convert it to UTF-8 first") from e
-    if not text.strip():
-        raise ValueError(f"{path} is empty; give a file with text in it")
     return text
 
 # %% ../nbs/23_data.ipynb #read-documents
@@ -43,14 +41,16 @@ def read_documents(
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path} does not exist; give a file or a folder of text")
-    if path.is_file():
-        yield read_text(path)
-        return
-    files = sorted(f for f in path.rglob("*") if f.is_file() and f.suffix in SUFFIXES)
-    files = [f for f in files if f.stat().st_size]
-    if not files:
-        raise ValueError(f"{path} holds no text files ({', '.join(sorted(SUFFIXES))})")
-    yield from map(read_text, files)
+    files = [path] if path.is_file() else sorted(
+        f for f in path.rglob("*") if f.is_file() and f.suffix.lower() in SUFFIXES)
+    found = False
+    for text in map(read_text, files):
+        if text.strip():
+            found = True
+            yield text
+    if not found:
+        raise ValueError(f"{path} is empty; give a file with text in it" if path.is_file() else
+                         f"{path} holds no text in files named {', '.join(sorted(SUFFIXES))}")
 
 # %% ../nbs/23_data.ipynb #stdlib-text
 def stdlib_text(
@@ -60,7 +60,9 @@ def stdlib_text(
     root, total = Path(sysconfig.get_path("stdlib")), 0
     skip = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "__pycache__"}
     for f in sorted(root.rglob("*.py")):
-        if skip & set(f.relative_to(root).parts) or total >= max_bytes:
+        if total >= max_bytes:
+            return
+        if skip & set(f.relative_to(root).parts):
             continue
         text = f.read_text(encoding="utf-8", errors="replace")
         if text.strip():
@@ -75,12 +77,14 @@ def split_documents(
     "Hold out every n-th document; a single document is cut near its end, at a line end."
     if not 0 < validation < 1:
         raise ValueError(f"validation={validation} must lie between 0 and 1, for example 0.1")
+    if not documents:
+        raise ValueError("there are no documents to split; give some text")
     if len(documents) > 1:
         every = min(len(documents), max(2, round(1 / validation)))
         return [d for i, d in enumerate(documents, 1) if i % every], documents[every - 1::every]
     text = documents[0]
     near = int(len(text) * (1 - validation))
-    cut = text.find("\n", near) + 1 or near
+    cut = text.find("\n", near, len(text) - 1) + 1 or near
     return [text[:cut]], [text[cut:]]
 
 # %% ../nbs/23_data.ipynb #encode-documents
@@ -109,8 +113,8 @@ def load_tokens(
     except (ValueError, EOFError, OSError) as e:
         raise ValueError(f"{path} is not a whole token file ({e}); encode the text again") from e
 
-# %% ../nbs/23_data.ipynb #shuffled
-def shuffled(
+# %% ../nbs/23_data.ipynb #shuffled-places
+def shuffled_places(
     index: np.ndarray,     # (n,) places 0 .. size-1 in the shuffled order
     size: int,             # how many there are to shuffle
     seed: int,             # another seed, another order
@@ -134,6 +138,8 @@ def shuffled(
 # %% ../nbs/23_data.ipynb #batches
 class Batches:
     "Shuffled windows of a token row. Batch n depends on n and the seed alone: no state to save."
+
+    __iter__ = None        # there is no last batch: ask for one by its number
 
     def __init__(
         self,
@@ -161,8 +167,8 @@ class Batches:
             here = slots // self.n_windows == epoch
             key = self.seed * 7_919 + int(epoch)
             room = min(self.context_length, len(self.tokens) - self.n_windows * self.context_length)
-            offset = int(shuffled(np.array([key % room]), room, key)[0])
-            window = shuffled(slots[here] % self.n_windows, self.n_windows, key)
+            offset = int(shuffled_places(np.array([key % room]), room, key)[0])
+            window = shuffled_places(slots[here] % self.n_windows, self.n_windows, key)
             starts[here] = window * self.context_length + offset
         return starts
 

@@ -36,15 +36,17 @@ def generate(
     if len(ids) > limit and overflow == "stop":
         raise ValueError(f"the prompt has {len(ids)} tokens, more than context_length={limit}; "
                          'shorten it, or choose overflow="slide" to keep only its end')
+    weight = model.embedding.weight
+    room = dict(dtype=weight.dtype, device=weight.device)
     past = torch.tensor([list(ids)])                                 # (1, S)
-    cache, fresh = KVCache(model.cfg), past[:, -limit:]
+    cache, fresh = KVCache(model.cfg, **room), past[:, -limit:]
     for _ in range(max_tokens):
         if cache.length + fresh.shape[1] > limit:
             if overflow == "stop":
                 return
-            cache, fresh = KVCache(model.cfg), past[:, -(limit // 2):]       # keep the newer half
-        logits = model.logits(model.hidden(fresh, cache)[:, -1])     # (1, V)
-        token = sample(logits, rules, rng, past)
+            cache, fresh = KVCache(model.cfg, **room), past[:, -max(1, limit // 2):]
+        x = model.hidden(fresh.to(weight.device), cache)[:, -1]      # (1, D) the last token's
+        token = sample(model.logits(x).float().cpu(), rules, rng, past)
         if token.item() in stop_ids:
             return
         yield token.item()
@@ -58,6 +60,8 @@ def stream_text(
     stop: Sequence[str] = (),        # strings that end the text; they are not given out
 ) -> Iterator[str]:                  # pieces of valid text
     "Turn ids into text as soon as it is certain: whole letters, and no half of a stop string."
+    if isinstance(stop, str):
+        raise ValueError(f"stop={stop!r} is one string; give a list of them: [{stop!r}]")
     decoder = getincrementaldecoder("utf-8")(errors="replace")
     held = ""
     for i in ids:

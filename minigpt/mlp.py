@@ -33,16 +33,16 @@ class SwiGLU(nn.Module):
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
-        self.gate_up = nn.Linear(cfg.d_model, 2 * cfg.d_ff, bias=cfg.bias)   # gate first, then up
+        self.gate = nn.Linear(cfg.d_model, cfg.d_ff, bias=cfg.bias)
+        self.up = nn.Linear(cfg.d_model, cfg.d_ff, bias=cfg.bias)
         self.down = nn.Linear(cfg.d_ff, cfg.d_model, bias=cfg.bias)
 
     def forward(
         self,
         x: Tensor,         # (B, T, D) the normed residual stream
     ) -> Tensor:           # (B, T, D) what to add to it
-        "Let one half decide how much of the other half passes."
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        "Let the gate decide how much of each hidden unit passes."
+        return self.down(F.silu(self.gate(x)) * self.up(x))
 
 # %% ../nbs/35_mlp.ipynb #build-mlp
 def build_mlp(

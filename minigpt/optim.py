@@ -28,7 +28,7 @@ class AdamW(torch.optim.Optimizer):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self) -> None:
         "Move every parameter that has a gradient."
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
@@ -91,7 +91,7 @@ class Muon(torch.optim.Optimizer):
                                  "give that one to AdamW")
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self) -> None:
         "Move every matrix that has a gradient; matrices of one shape are taken together."
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = {}
@@ -163,7 +163,7 @@ def adamw_for(
     lr: float = 1e-3,               # peak rate
     weight_decay: float = 0.1,      # for matrices and embeddings
 ) -> list[torch.optim.Optimizer]:   # one optimizer
-    "AdamW for everything: the choice of GPT-2, GPT-3 and LLaMA."
+    "AdamW for everything: the choice of LLaMA (Touvron et al. 2023)."
     groups = parameter_groups(model)
     decayed = groups["matrices"] + groups["embeddings"]
     return [AdamW([{"params": decayed, "weight_decay": weight_decay},

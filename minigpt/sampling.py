@@ -19,8 +19,9 @@ def temperature(
     t: float,       # 0 always takes the likeliest; 1 changes nothing; above 1 is bolder
 ) -> Rule:
     "Divide the logits: below 1 the likely gets likelier, above 1 chances even out."
-    if not 0 <= t < float("inf"):
-        raise ValueError(f"temperature={t} must be 0 or more; 0 means greedy, 1 changes nothing")
+    if t != 0 and not 1e-4 <= t < float("inf"):
+        raise ValueError(f"temperature={t} must be 0 (greedy) or at least 0.0001; "
+                         "1 changes nothing")
 
     def rule(logits: Tensor, past: Tensor | None = None) -> Tensor:
         if t > 0:
@@ -58,7 +59,9 @@ def top_p(
         ordered, index = logits.sort(dim=-1, descending=True, stable=True)
         probs = ordered.softmax(dim=-1)
         before = probs.cumsum(dim=-1) - probs              # held by the likelier ones
-        ordered = ordered.masked_fill(before >= p, -torch.inf)
+        late = before >= p
+        late[..., 0] = False                               # the likeliest always stays
+        ordered = ordered.masked_fill(late, -torch.inf)
         return torch.empty_like(logits).scatter(-1, index, ordered)
     return rule
 
@@ -82,8 +85,9 @@ def repetition_penalty(
     penalty: float,     # above 1 discourages tokens that were used; 1 changes nothing
 ) -> Rule:
     "Make used tokens less likely, whatever the sign of their logit (Keskar et al. 2019)."
-    if not penalty > 0:
-        raise ValueError(f"repetition_penalty={penalty} must be above 0; 1 switches it off")
+    if not 0 < penalty < float("inf"):
+        raise ValueError(f"repetition_penalty={penalty} must be above 0 and finite; "
+                         "1 switches it off")
 
     def rule(logits: Tensor, past: Tensor | None = None) -> Tensor:
         if penalty == 1 or past is None or past.shape[-1] == 0:

@@ -1270,8 +1270,8 @@ def note(scene: Scene) -> str:
 
 # %% ../nbs/20_tinytown.ipynb #town
 KINDS = {  # how to write each kind of document, and its share of them all
-    "portrait": (portrait, 0.25), "tale": (tale, 0.25), "questions": (questions, 0.30),
-    "dialogue": (dialogue, 0.10), "sums": (sums, 0.05), "note": (note, 0.05),
+    "portrait": (portrait, 0.15), "tale": (tale, 0.15), "questions": (questions, 0.60),
+    "dialogue": (dialogue, 0.04), "sums": (sums, 0.03), "note": (note, 0.03),
 }
 DEALT = ("age", "job", "home", "pet", "food", "place", "hobby", "colour")  # evenly, at random
 

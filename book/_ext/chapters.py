@@ -14,6 +14,7 @@ from docutils import nodes
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import run  # noqa: E402
 
+LONG = 60      # an exported cell of more lines is a list of words or patterns: folded on the page
 HEAD = re.compile(r"\A(?:[ \t]*#[ \t]*\|.*(?:\n|\Z)|[ \t]*\n)+")
 FLAGS = {"export", "exporti", "exports", "hide"}
 VALUES = {"default_exp", "eval", "echo", "output", "code-fold", "code-summary", "label",
@@ -57,9 +58,13 @@ def page(text: str):
         if d.get("code-fold", "").lower() == "true":
             answer = d.get("code-summary", "").startswith("Solution")
             tags.append("hide-cell" if answer else "hide-input")  # an output can tell the answer
+        mystnb = {}
         if d.keys() & {"export", "exports"}:
             tags += ["exported", f"module-{module}"]
-        mystnb = {}
+            n_lines = len(cell.source.splitlines())
+            if n_lines > LONG:
+                tags.append("hide-input")
+                mystnb["code_prompt_show"] = mystnb["code_prompt_hide"] = f"{n_lines} lines of code"
         if "code-summary" in d:
             mystnb |= {"code_prompt_show": d["code-summary"], "code_prompt_hide": d["code-summary"]}
         if "fig-cap" in d:

@@ -1,0 +1,94 @@
+"""One token after another, greedily, one text at a time: ours against `transformers`."""
+import torch
+
+from minigpt.config import ModelConfig, count_parameters
+from minigpt.inference import generate
+from minigpt.model import GPT
+from minigpt.sampling import temperature
+
+from .measure import Options, Row, alternate, rows_of
+
+SMALL = ModelConfig(4096, context_length=512, n_layer=4, n_head=4, n_kv_head=4, d_model=128,
+                    d_ff=352)
+LARGE = ModelConfig(50_257, context_length=512, n_layer=12, n_head=12, n_kv_head=12, d_model=768,
+                    d_ff=2048)
+
+
+def random_model(cfg: ModelConfig) -> GPT:
+    "A model with random weights, large enough that it does not repeat one token for ever."
+    torch.manual_seed(0)
+    model = GPT(cfg).eval().requires_grad_(False)
+    for block in model.blocks:
+        for linear in (block.attention.qkv, block.attention.out, block.mlp.gate_up, block.mlp.down):
+            torch.nn.init.normal_(linear.weight, std=2 / linear.in_features ** 0.5)
+    return model
+
+
+def llama_weights(model: GPT) -> dict[str, torch.Tensor]:
+    "Our weights under the names that `transformers` gives them."
+    cfg, ours = model.cfg, dict(model.named_parameters())
+    theirs = {"model.embed_tokens.weight": ours["embedding.weight"],
+              "lm_head.weight": ours["embedding.weight"], "model.norm.weight": ours["norm.weight"]}
+    kv = cfg.n_kv_head * cfg.d_head
+    for i in range(cfg.n_layer):
+        a, b = f"blocks.{i}.", f"model.layers.{i}."
+        q, k, v = ours[a + "attention.qkv.weight"].split((cfg.d_model, kv, kv))
+        gate, up = ours[a + "mlp.gate_up.weight"].chunk(2)
+        theirs |= {b + "input_layernorm.weight": ours[a + "attention_norm.weight"],
+                   b + "self_attn.q_proj.weight": q, b + "self_attn.k_proj.weight": k,
+                   b + "self_attn.v_proj.weight": v,
+                   b + "self_attn.o_proj.weight": ours[a + "attention.out.weight"],
+                   b + "post_attention_layernorm.weight": ours[a + "mlp_norm.weight"],
+                   b + "mlp.gate_proj.weight": gate, b + "mlp.up_proj.weight": up,
+                   b + "mlp.down_proj.weight": ours[a + "mlp.down.weight"]}
+    return theirs
+
+
+def llama(model: GPT):           # a LlamaForCausalLM with the same shape and the same weights
+    "The same model as `transformers` builds it."
+    from transformers import LlamaConfig, LlamaForCausalLM
+    cfg = model.cfg
+    theirs = LlamaForCausalLM(LlamaConfig(
+        vocab_size=cfg.vocab_size, hidden_size=cfg.d_model, intermediate_size=cfg.d_ff,
+        num_hidden_layers=cfg.n_layer, num_attention_heads=cfg.n_head,
+        num_key_value_heads=cfg.n_kv_head, max_position_embeddings=cfg.context_length,
+        rms_norm_eps=cfg.norm_eps, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None))
+    theirs.load_state_dict(llama_weights(model))
+    return theirs.eval()
+
+
+def decode_ours(model: GPT, prompt: list[int], n_tokens: int) -> list[int]:
+    "Greedy, with our cache."
+    return list(generate(model, prompt, n_tokens, [temperature(0)]))
+
+
+def decode_theirs(model, prompt: list[int], n_tokens: int) -> list[int]:
+    "Greedy, with their cache."
+    from transformers import DynamicCache
+    ids = torch.tensor([prompt])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n_tokens,
+                         do_sample=False, past_key_values=DynamicCache(config=model.config))
+    return out[0, len(prompt):].tolist()
+
+
+def rows_for(cfg: ModelConfig, n_tokens: int, rounds: int) -> list[Row]:
+    "Tokens a second of both, after a prompt of 16 tokens, which is read within the time."
+    model = random_model(cfg)
+    theirs, prompt = llama(model), torch.arange(1, 17).tolist()
+    written = decode_ours(model, prompt, n_tokens)
+    if decode_theirs(theirs, prompt, n_tokens) != written:
+        raise AssertionError("transformers writes other tokens with the same weights")
+    size = f"{count_parameters(cfg)['total'] / 1e6:.3g} M"
+    name = f"{size}: ours"
+    note = f"the same {n_tokens} tokens from both, {len(set(written))} of them different"
+    return rows_of(alternate({
+        name: lambda: decode_ours(model, prompt, n_tokens),
+        f"{size}: transformers": lambda: decode_theirs(theirs, prompt, n_tokens),
+    }, rounds), n_tokens, "tokens/s", {name: note})
+
+
+def measure(options: Options) -> list[Row]:
+    "Both sizes."
+    if options.quick:
+        return rows_for(SMALL, 16, 1)
+    return rows_for(SMALL, 256, 7) + rows_for(LARGE, 64, 5)

@@ -1,0 +1,42 @@
+"What several test files share: repeatable hypothesis, a tiny tokenizer, a tiny saved model."
+import shutil
+
+import pytest
+import torch
+from hypothesis import settings
+
+from minigpt.checkpoint import save_model
+from minigpt.config import ModelConfig
+from minigpt.model import GPT
+from minigpt.tokenizer import train_tokenizer
+
+settings.register_profile("laws", deadline=None, derandomize=True, database=None)
+settings.load_profile("laws")
+
+SOME_TEXT = "Rosa and Tom baked a cake. Tom's cake was larger than Rosa's cake, and it sank.\n" * 20
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return train_tokenizer([SOME_TEXT], 300)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tokenizer):
+    torch.manual_seed(0)
+    return GPT(ModelConfig(vocab_size=tokenizer.vocab_size, context_length=32, n_layer=1, n_head=2,
+                           n_kv_head=2, d_model=16, d_ff=32)).eval()
+
+
+@pytest.fixture(scope="session")
+def saved(tiny_model, tokenizer, tmp_path_factory):
+    "A folder with a saved model, to read and not to change."
+    folder = tmp_path_factory.mktemp("saved")
+    save_model(folder, tiny_model, tokenizer)
+    return folder
+
+
+@pytest.fixture
+def copied(saved, tmp_path):
+    "The same folder again, to break."
+    return shutil.copytree(saved, tmp_path / "copied")

@@ -1,0 +1,350 @@
+"Laws of the command: one line for bad input, nothing lost on Ctrl-C, every option explained."
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+import minigpt
+from minigpt.checkpoint import checkpoints_in, load_model, load_tensors
+from minigpt.cli import main
+from minigpt.config import ModelConfig
+from minigpt.recipe import Recipe, prepare, write_recipe
+
+COMMAND = [sys.executable, "-c", "import sys; from minigpt.cli import main; sys.exit(main())"]
+SAMPLING = ("--checkpoint", "--seed", "--temperature", "--top-k", "--top-p", "--min-p",
+            "--max-tokens")
+OPTIONS = {"generate": SAMPLING, "ask": SAMPLING, "tokenize": ("--checkpoint",),
+           "info": ("--checkpoint",), "train": ("--data", "--recipe", "--out", "--resume",
+                                                "--steps", "--minutes", "--seed")}
+PROGRESS = re.compile(r"Preparing |[\d,]+ parameters, |step \d+/")     # what is no error
+STEPS = 400
+posix = pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process alone")
+
+
+@pytest.fixture
+def run(capsys):
+    "Runs a command in this process and gives its exit code, its output and its error lines."
+    def run(*argv):
+        capsys.readouterr()
+        try:
+            code = main([str(a) for a in argv])
+        except SystemExit as e:                         # argparse's way out
+            code = e.code
+        out, err = capsys.readouterr()
+        return code, out, [x for x in err.splitlines() if not PROGRESS.match(x)]
+    return run
+
+
+def start(*argv):
+    "Starts a command in a process of its own."
+    return subprocess.Popen([*COMMAND, *map(str, argv)], cwd=Path(minigpt.__file__).parents[1],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            encoding="utf-8")
+
+
+def text_folder(folder):
+    folder.mkdir()
+    for i in range(12):
+        (folder / f"{i}.txt").write_text(f"This is text number {i}. " * 60, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    "A run's folder before its first step, with a model so small that 400 steps take seconds."
+    folder = tmp_path_factory.mktemp("prepared")
+    model = ModelConfig(n_layer=1, n_head=2, n_kv_head=2, d_model=16, d_ff=32, context_length=16)
+    prepare(folder / "run", Recipe(data=str(text_folder(folder / "text")), vocab_size=300,
+                                   model=model, steps=STEPS, batch_size=2))
+    return folder / "run"
+
+
+def log(folder):
+    rows = [json.loads(x) for x in (folder / "log.jsonl").read_text("utf-8").splitlines()]
+    return [(row["step"], row["loss"], row.get("validation")) for row in rows]
+
+
+# --- bad input
+
+@pytest.fixture(scope="module")
+def places(saved, prepared, tmp_path_factory):
+    "Paths to everything that a user could point at by mistake."
+    root = tmp_path_factory.mktemp("places")
+    (root / "empty").mkdir()
+    for name, content in {"text.txt": b"Some words.", "void.txt": b"", "blank.txt": b" \n\n",
+                          "latin.txt": "café".encode("latin-1"), "short.txt": b"Hello.",
+                          "full/mine.txt": b"Mine.", "onlypictures/a.png": b"\x89PNG"}.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(content)
+
+    def broken(name, source, file, change):
+        shutil.copytree(source, root / name)
+        path = root / name / file
+        content = change(path.read_bytes() if path.exists() else b"")
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+
+    def fields(**changes):
+        return lambda raw: json.dumps(json.loads(raw) | changes).encode()
+
+    def flipped(raw):
+        return raw[:-9] + bytes([raw[-9] ^ 4]) + raw[-8:]
+
+    broken("cut", saved, "model.safetensors", lambda raw: raw[:-7])
+    broken("flipped", saved, "model.safetensors", flipped)
+    broken("weightless", saved, "model.safetensors", lambda raw: None)
+    broken("odd", saved, "config.json", fields(d_model=17))
+    broken("float", saved, "config.json", fields(d_model=16.0))
+    broken("deeper", saved, "config.json", fields(n_layer=2))
+    broken("unsure", saved, "config.json", lambda raw: raw[:50])
+    broken("speechless", saved, "tokenizer.json", lambda raw: raw[:500])
+    broken("norecipe", prepared, "recipe.json", lambda raw: None)
+    broken("cutrecipe", prepared, "recipe.json", lambda raw: raw[:40])
+    broken("listrecipe", prepared, "recipe.json", lambda raw: b"[]")
+    broken("newrecipe", prepared, "recipe.json", fields(colour="red"))
+    broken("nomodel", prepared, "recipe.json",
+           lambda raw: json.dumps({"data": "tinytown"}).encode())
+    broken("notokens", prepared, "train.npy", lambda raw: None)
+    broken("cuttokens", prepared, "train.npy", lambda raw: raw[:-7])
+    broken("badcheckpoint", prepared, "checkpoint-00000007.safetensors", lambda raw: b"half a f")
+    return root
+
+
+BAD = [[part.strip() for part in line.rpartition("->")[::2]] for line in """
+generate x --temperature -1 -> -1
+generate x --temperature nan -> nan
+generate x --temperature inf -> inf
+generate x --top-k -3 -> -3
+generate x --top-p 0 -> 0
+generate x --top-p 1.5 -> 1.5
+generate x --top-p nan -> nan
+generate x --min-p -0.1 -> -0.1
+generate x --min-p 2 -> 2
+generate x --max-tokens 0 -> 0
+generate x --max-tokens -5 -> -5
+generate x --checkpoint {saved} --seed 99999999999999999999999 -> 99999999999999999999999
+generate x --temperature warm -> warm
+generate x --top-k 2.5 -> 2.5
+generate x --colour red -> --colour
+generate -> prompt
+sing -> sing
+-> command
+ask x --temperature -1 -> -1
+generate x --checkpoint {nowhere} -> {nowhere}
+generate x --checkpoint {empty} -> {empty}
+generate x --checkpoint {text.txt} -> config.json
+generate x --checkpoint {cut} -> {cut}
+generate x --checkpoint {flipped} -> {flipped}
+generate x --checkpoint {weightless} -> {weightless}
+generate x --checkpoint {odd} -> d_model=17
+generate x --checkpoint {float} -> d_model=16.0
+generate x --checkpoint {deeper} -> {deeper}
+generate x --checkpoint {unsure} -> {unsure}
+generate x --checkpoint {speechless} -> {speechless}
+ask x --checkpoint {cut} -> {cut}
+tokenize x --checkpoint {speechless} -> {speechless}
+info --checkpoint {flipped} -> {flipped}
+train --recipe huge -> huge
+train --steps 0 --out {new} -> 0
+train --steps -3 --out {new} -> -3
+train --steps few --out {new} -> few
+train --minutes 0 --out {new} -> 0
+train --minutes -1 --out {new} -> -1
+train --minutes nan --out {new} -> nan
+train --minutes inf --out {new} -> inf
+train --steps 3 --minutes 1 --out {new} -> --minutes
+train --data {nowhere} --out {new} -> {nowhere}
+train --data {empty} --out {new} -> {empty}
+train --data {onlypictures} --out {new} -> {onlypictures}
+train --data {void.txt} --out {new} -> {void.txt}
+train --data {blank.txt} --out {new} -> {blank.txt}
+train --data {latin.txt} --out {new} -> {latin.txt}
+train --data {short.txt} --out {new} -> tokens
+train --data {text.txt} --out {full} -> {full}
+train --data {text.txt} --out {short.txt} -> {short.txt}
+train --resume {nowhere} -> {nowhere}
+train --resume {empty} -> {empty}
+train --resume {text.txt} -> {text.txt}
+train --resume {norecipe} -> {norecipe}
+train --resume {cutrecipe} -> {cutrecipe}
+train --resume {listrecipe} -> {listrecipe}
+train --resume {newrecipe} -> {newrecipe}
+train --resume {nomodel} -> {nomodel}
+train --resume {notokens} -> {notokens}
+train --resume {cuttokens} -> {cuttokens}
+train --resume {badcheckpoint} -> {badcheckpoint}
+""".strip().splitlines()]
+
+
+@pytest.mark.parametrize("line, named", BAD, ids=[line for line, _ in BAD])
+def test_bad_input_gets_one_line_that_names_it(run, places, saved, line, named):
+    def filled(word):
+        path = word.strip("{}")
+        return word if path == word else str(saved if path == "saved" else places / path)
+
+    code, out, errors = run(*map(filled, line.split()))
+    assert code == 2 and len(errors) == 1, errors
+    assert filled(named) in errors[0] and "Traceback" not in errors[0]
+
+
+@pytest.mark.parametrize("command", ["generate", "ask", "tokenize"])
+def test_a_prompt_that_is_not_utf8_is_read_or_refused(run, saved, command):
+    code, _, errors = run(command, "caf\udce9", "--checkpoint", saved)
+    assert (code, errors) == (0, []) or (
+        code == 2 and len(errors) == 1 and "UTF-8" in errors[0].upper())
+
+
+@pytest.mark.parametrize("data", ["void.txt", "latin.txt", "short.txt", "empty", "nowhere"])
+def test_a_refused_run_leaves_its_folder_free(run, places, prepared, tmp_path, data):
+    "Or the next try, with better text, would be refused because the folder is not empty."
+    out = tmp_path / "out"
+    assert run("train", "--data", places / data, "--out", out)[0] == 2
+    assert run("train", "--recipe", "small", "--data", prepared.parent / "text", "--steps", 1,
+               "--out", out)[0] == 0
+
+
+def test_a_broken_checkpoint_is_not_thrown_away(run, places):
+    path = places / "badcheckpoint" / "checkpoint-00000007.safetensors"
+    run("train", "--resume", places / "badcheckpoint")
+    assert path.read_bytes() == b"half a f"
+
+
+def test_your_own_files_are_never_overwritten(run, places):
+    run("train", "--data", places / "text.txt", "--out", places / "full")
+    assert [(p.name, p.read_bytes()) for p in (places / "full").iterdir()] == [
+        ("mine.txt", b"Mine.")]
+
+
+# --- help
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_names_and_explains_every_option(run, command):
+    code, out, errors = run(command, "--help")
+    assert code == 0 and errors == []
+    for option in OPTIONS[command]:
+        entry = out.split(f"  {option} ")[-1].split("\n  --")[0]
+        assert f"  {option} " in out and len(entry.split()) >= 4, option
+    assert "(default: None)" not in out
+
+
+def test_help_names_every_command(run):
+    code, out, errors = run("--help")
+    assert code == 0 and errors == [] and all(f"  {command} " in out for command in OPTIONS)
+
+
+# --- good input
+
+@pytest.mark.parametrize("options", [
+    ["--temperature", 0], ["--top-k", 0], ["--top-k", 10**9], ["--top-p", 1], ["--min-p", 0],
+    ["--temperature", "1e-30"], ["--top-p", "1e-60"], ["--seed", -1], ["--max-tokens", 1]], ids=str)
+def test_the_edges_of_each_option_work(run, saved, options):
+    code, out, errors = run("generate", "Rosa", "--checkpoint", saved, "--max-tokens", 9, *options)
+    assert code == 0 and out.startswith("Rosa") and errors == []
+
+
+@pytest.mark.parametrize("prompt", ["", " ", "Rosa and Tom baked a cake. " * 50, "🍓" * 200])
+def test_a_prompt_of_any_length_is_continued(run, saved, prompt):
+    code, out, errors = run("generate", prompt, "--checkpoint", saved, "--max-tokens", 50)
+    assert code == 0 and out.startswith(prompt) and len(out) > len(prompt) + 1 and errors == []
+
+
+def test_the_seed_decides_the_text(run, saved):
+    a, again, b = (run("generate", "Rosa", "--checkpoint", saved, "--seed", seed)[1]
+                   for seed in (1, 1, 2))
+    assert a == again != b
+
+
+@pytest.mark.parametrize("data", ["folder", "file", "stdlib", "tinytown"])
+def test_train_takes_any_text_and_every_command_takes_the_result(run, prepared, tmp_path, data):
+    text = prepared.parent / "text"
+    (tmp_path / "one.txt").write_text((text / "0.txt").read_text("utf-8") * 5, encoding="utf-8")
+    source = {"folder": text, "file": tmp_path / "one.txt"}.get(data, data)
+    out = tmp_path / "out"
+    code, said, errors = run("train", "--recipe", "small", "--data", source, "--steps", 2,
+                             "--out", out)
+    assert code == 0 and str(out) in said and [step for step, *_ in log(out)] == [1, 2]
+    assert errors == []
+    for checkpoint in (out, out / "model.safetensors", checkpoints_in(out)[-1]):
+        for command in (["generate", "The", "--max-tokens", 3], ["tokenize", "The"], ["info"],
+                        ["ask", "What is it?", "--max-tokens", 3]):
+            code, said, errors = run(*command, "--checkpoint", checkpoint)
+            assert code == 0 and said and errors == []
+
+
+def test_minutes_choose_the_steps(run, prepared, tmp_path):
+    code, *_ = run("train", "--recipe", "small", "--data", prepared.parent / "text",
+                   "--minutes", 0.005, "--out", tmp_path / "out")
+    steps = json.loads((tmp_path / "out" / "recipe.json").read_text("utf-8"))["steps"]
+    assert code == 0 and [step for step, *_ in log(tmp_path / "out")] == list(range(1, steps + 1))
+
+
+def test_a_finished_run_can_be_resumed_and_changes_nothing(run, prepared, tmp_path):
+    out = shutil.copytree(prepared, tmp_path / "out")
+    recipe = Recipe.from_dict(json.loads((out / "recipe.json").read_text("utf-8")))
+    write_recipe(out, replace(recipe, steps=3))
+    assert run("train", "--resume", out)[0] == 0
+    before, rows = load_tensors(out / "model.safetensors"), log(out)
+    assert run("train", "--resume", out)[0] == 0
+    assert str(load_tensors(out / "model.safetensors")) == str(before) and log(out) == rows
+
+
+def test_the_recipe_says_what_the_model_is(prepared):
+    recipe = json.loads((prepared / "recipe.json").read_text("utf-8"))
+    config = json.loads((prepared / "config.json").read_text("utf-8"))
+    assert recipe["model"] == config and asdict(Recipe.from_dict(recipe)) == recipe
+
+
+# --- Ctrl-C
+
+@posix
+def test_ctrl_c_saves_and_a_resumed_run_ends_with_the_same_losses(run, prepared, tmp_path):
+    straight, stopped = (shutil.copytree(prepared, tmp_path / n) for n in ("straight", "stopped"))
+    train = start("train", "--resume", stopped)
+    deadline = time.monotonic() + 120
+    while train.poll() is None and not (
+            (stopped / "log.jsonl").exists() and (stopped / "log.jsonl").stat().st_size):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    train.send_signal(signal.SIGINT)
+    _, err = train.communicate(timeout=120)
+    assert train.returncode == 130 and "Traceback" not in err, err
+    assert f"--resume {stopped}" in err.splitlines()[-1]
+    done = log(stopped)[-1][0]
+    assert 0 < done < STEPS
+    assert load_tensors(checkpoints_in(stopped)[-1])[1]["step"] == done
+    for folder in (straight, stopped):
+        assert run("train", "--resume", folder)[0] == 0
+    assert [step for step, *_ in log(straight)] == list(range(1, STEPS + 1))
+    assert log(stopped) == log(straight)
+    (a, _), (b, _) = (load_model(folder) for folder in (straight, stopped))
+    assert all((p == q).all() for p, q in zip(a.parameters(), b.parameters()))
+
+
+@posix
+def test_ctrl_c_ends_a_story_without_a_traceback(saved):
+    story = start("generate", "Rosa", "--checkpoint", saved, "--max-tokens", 10**9)
+    assert story.stdout.read(40).startswith("Rosa")
+    story.send_signal(signal.SIGINT)
+    _, err = story.communicate(timeout=60)
+    assert story.returncode == 130 and "Traceback" not in err and len(err.splitlines()) <= 1
+
+
+@posix
+def test_a_reader_who_leaves_ends_a_story_without_a_traceback(saved):
+    "As `minigpt generate ... | head -c 40` does."
+    story = start("generate", "Rosa", "--checkpoint", saved, "--max-tokens", 10**9)
+    assert story.stdout.read(40).startswith("Rosa")
+    story.stdout.close()
+    err = story.stderr.read()
+    story.stderr.close()
+    story.wait(timeout=60)
+    assert "Traceback" not in err and "Exception" not in err and len(err.splitlines()) <= 1, err

@@ -1,0 +1,168 @@
+"Laws of the data: nothing lost, nothing shared, every window once an epoch, whole files only."
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minigpt.data import (
+    Batches,
+    encode_documents,
+    load_tokens,
+    read_documents,
+    read_text,
+    save_tokens,
+    shuffled,
+    split_documents,
+    stdlib_text,
+)
+from minigpt.loss import shift
+from minigpt.tokenizer import Tokenizer
+
+seeds = st.integers(-2**40, 2**40)
+
+
+# --- windows
+
+@given(st.integers(1, 3_000), seeds)
+def test_a_shuffle_loses_nothing(size, seed):
+    order = shuffled(np.arange(size), size, seed)
+    assert np.array_equal(np.sort(order), np.arange(size))
+
+
+@settings(max_examples=50)
+@given(st.integers(2, 400), st.integers(1, 40), st.integers(1, 8), seeds)
+def test_every_window_comes_once_an_epoch_and_lies_inside(n_tokens, T, B, seed):
+    if n_tokens <= T:
+        return
+    batches = Batches(np.arange(n_tokens), B, T, seed)
+    n = batches.n_windows
+    for epoch in (0, 1, 5):
+        slots = range(epoch * n, (epoch + 1) * n)
+        starts = [batches.starts(slot // B)[slot % B] for slot in slots]
+        assert len(set(starts)) == n and min(starts) >= 0 and max(starts) + T < n_tokens
+    ids = batches[10**6]
+    assert ids.shape == (B, T + 1) and ids.dtype == torch.int64
+    inputs, targets = shift(ids)
+    assert torch.equal(targets, inputs + 1)                 # the text here counts up: no gaps
+
+
+@given(st.integers(0, 1_000), seeds)
+def test_a_batch_depends_on_its_number_and_the_seed_alone(n, seed):
+    tokens = np.arange(500)
+    used = Batches(tokens, 4, 16, seed)
+    for other in range(5):
+        used[other]
+    assert torch.equal(used[n], Batches(tokens, 4, 16, seed)[n])
+
+
+def test_each_epoch_asks_for_every_token_but_a_few_at_the_ends():
+    batches = Batches(np.arange(1_000), 1, 50)
+    for epoch in range(5):
+        numbers = range(epoch * batches.n_windows, (epoch + 1) * batches.n_windows)
+        asked = {i for n in numbers for i in batches[n][:, 1:].flatten().tolist()}
+        assert asked >= set(range(50, 900))
+
+
+# --- splitting
+
+@given(st.lists(st.text(min_size=1), min_size=2, max_size=60, unique=True), st.floats(0.01, 0.99))
+def test_a_split_loses_nothing_and_shares_nothing(documents, validation):
+    training, held_out = split_documents(documents, validation)
+    assert sorted(training + held_out) == sorted(documents) and training and held_out
+
+
+@given(st.lists(st.sampled_from(["word ", "line\n", "🍓"]), min_size=20).map("".join))
+def test_one_document_is_cut_in_two_and_both_parts_hold_something(text):
+    [before], [after] = split_documents([text])
+    assert before + after == text and before and after
+
+
+def test_a_text_of_one_long_line_keeps_a_tenth_for_validation():
+    [before], [after] = split_documents(["word " * 1_000 + "\n"])
+    assert 300 < len(after) < 1_000
+
+
+def test_no_documents_get_one_clear_sentence():
+    with pytest.raises(ValueError):
+        split_documents([])
+
+
+@pytest.mark.parametrize("validation", [0, 1, -0.1, 1.5, float("nan")])
+def test_an_impossible_share_is_named(validation):
+    with pytest.raises(ValueError, match=f"validation={validation}"):
+        split_documents(["a", "b"], validation)
+
+
+# --- files
+
+def test_documents_come_in_the_same_order_everywhere(tmp_path):
+    for name in ("b.txt", "a/z.md", "a.txt", "a/b/c.py", "picture.png", "void.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("" if name == "void.txt" else name, encoding="utf-8")
+    found = list(read_documents(tmp_path))
+    assert found == [p.relative_to(tmp_path).as_posix() for p in sorted(
+        tmp_path / n for n in ("b.txt", "a/z.md", "a.txt", "a/b/c.py"))]
+
+
+@pytest.mark.parametrize("content, place", [
+    (b"caf\xe9 au lait", "byte 3 is 0xe9"), (b"\xff\xfeh\x00i\x00", "byte 0 is 0xff"),
+    (b"abc\xf0\x9f", "byte 3 is 0xf0"), (b"", "empty"), (b" \n\t ", "empty")])
+def test_a_bad_file_is_named_with_its_byte(tmp_path, content, place):
+    (tmp_path / "mine.txt").write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        read_text(tmp_path / "mine.txt")
+    assert place in str(error.value) and str(tmp_path / "mine.txt") in str(error.value)
+
+
+def test_a_blank_file_does_not_spoil_its_folder(tmp_path):
+    (tmp_path / "blank.txt").write_text(" \n")
+    (tmp_path / "good.txt").write_text("some words")
+    assert list(read_documents(tmp_path)) == ["some words"]
+
+
+def test_the_standard_library_stops_where_it_is_told():
+    n = sum(len(t.encode()) for t in stdlib_text(300_000))
+    assert 300_000 <= n < 1_500_000
+
+
+# --- token files
+
+@given(st.lists(st.text(), max_size=5))
+def test_documents_come_back_from_tokens(tokenizer, documents):
+    tokens = encode_documents(tokenizer, documents)
+    ends = np.flatnonzero(tokens == tokenizer.end_of_text)
+    assert tokens[0] == tokens[-1] == tokenizer.end_of_text
+    back = [tokenizer.decode(tokens[a + 1:b]) for a, b in zip(ends, ends[1:])]
+    assert back == documents
+
+
+def test_a_large_vocabulary_takes_wider_numbers():
+    pairs = [bytes([a, b]) for a in range(256) for b in range(256)]
+    large = Tokenizer([bytes([b]) for b in range(256)] + pairs)
+    assert encode_documents(large, ["hello"]).dtype == np.uint32
+
+
+def test_a_token_file_cut_anywhere_is_refused(tmp_path):
+    path = tmp_path / "tokens.npy"
+    save_tokens(path, np.arange(50, dtype=np.uint16))
+    whole = path.read_bytes()
+    for n in range(len(whole)):
+        path.write_bytes(whole[:n])
+        with pytest.raises(ValueError, match="is not a whole token file"):
+            load_tokens(path)
+    path.write_bytes(whole)
+    assert np.array_equal(load_tokens(path), np.arange(50))
+
+
+def test_a_token_file_never_unpickles(tmp_path):
+    np.save(tmp_path / "objects.npy", np.array([{}, []], object), allow_pickle=True)
+    with pytest.raises(ValueError, match="is not a whole token file"):
+        load_tokens(tmp_path / "objects.npy")
+
+
+@pytest.mark.parametrize("n_tokens", [0, 1, 16])
+def test_a_text_shorter_than_a_context_is_named(n_tokens):
+    with pytest.raises(ValueError, match=f"has {n_tokens} tokens.*context_length=16"):
+        Batches(np.zeros(n_tokens, np.uint16), 4, 16)
+    assert Batches(np.zeros(17, np.uint16), 4, 16)[3].shape == (4, 17)
