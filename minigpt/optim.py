@@ -173,7 +173,7 @@ def adamw_for(
 def muon_for(
     model: nn.Module,               # a model whose matrices lie in `blocks`
     lr: float = 0.02,               # Muon's peak rate, for the matrices of the blocks
-    adamw_lr: float = 3e-3,         # AdamW's peak rate, for the rest
+    adamw_lr: float = 0.01,         # AdamW's peak rate, for the rest
     weight_decay: float = 0.1,      # for the matrices
 ) -> list[torch.optim.Optimizer]:   # two optimizers
     "Muon for the blocks' matrices, AdamW for embeddings and vectors."

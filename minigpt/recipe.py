@@ -36,7 +36,7 @@ class Recipe:
     vocab_size: int = 3072          # V wanted; a short text gives fewer, and the model follows
     model: ModelConfig = field(default_factory=lambda: ModelConfig(
         d_model=160, n_head=4, n_kv_head=2, d_ff=432))
-    steps: int = 3200               # optimizer steps
+    steps: int = 2600               # optimizer steps
     batch_size: int = 8             # windows in a step
     n_micro: int = 1                # parts that a batch is cut into, to save memory
     lr: float = 0.02                # Muon's peak rate
