@@ -62,13 +62,15 @@ def orthogonalise(
 ) -> Tensor:                             # (..., M, N) its singular values all brought near 1
     "Keep a matrix's directions and even out their strengths (Jordan et al. 2024)."
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.to(dtype)
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = (matrix.mT if tall else matrix).to(dtype)
+    shape, x = x.shape, x.reshape(-1, *x.shape[-2:])
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(steps):
+    for _ in range(steps):                               # a x + (b s + c s s) x, with s = x x^T
         square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
+        inner = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        x = torch.baddbmm(x, inner, x, beta=a)
+    x = x.reshape(shape)
     return x.mT if tall else x
 
 # %% ../nbs/41_optimizers.ipynb #muon
