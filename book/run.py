@@ -132,8 +132,10 @@ def execute(path: Path, progress=lambda cell, total: None):
     )
     threads = str(max(1, (os.cpu_count() or 1) // WORKERS))
     # no start-up files of the user
+    quiet = "ignore:IProgress not found"      # tqdm asks for a widget that no page could show
     env = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads,
                         "PYTHONHASHSEED": "0", "PYTHONIOENCODING": "utf-8",
+                        "PYTHONWARNINGS": quiet,
                         "IPYTHONDIR": str(STORE.parent / "ipython")}
     (STORE.parent / "ipython").mkdir(parents=True, exist_ok=True)
     try:

@@ -23,6 +23,7 @@ from minigpt.checkpoint import (
     save_checkpoint,
     save_model,
     save_tensors,
+    unpack_optimizers,
     write_whole,
 )
 from minigpt.model import GPT
@@ -113,12 +114,21 @@ def test_a_foreign_file_is_refused(tmp_path, content):
 
 
 @pytest.mark.parametrize("header", [
-    None, {}, {"minigpt": ""}, {"minigpt": "[]"}, {"minigpt": "3"}, {"minigpt": '"x"'},
-    {"minigpt": "{}"}, {"minigpt": '{"about": {}}'}, {"minigpt": '{"about": {}, "sha256": 3}'},
-    {"minigpt": "null"}, {"minigpt": "[" * 100_000}], ids=lambda h: str(h)[:40])
+    None, {}, {"format": "pt"}, {"about": "{}"}, {"sha256": "0" * 64}, {"about": "", "sha256": ""},
+    {"about": "{}", "sha256": "0" * 64}, {"about": "[" * 100_000, "sha256": "3"},
+    {"minigpt": '{"about": {}, "sha256": "3"}'}], ids=lambda h: str(h)[:40])
 def test_a_safetensors_file_of_others_is_refused(tmp_path, header):
     path = tmp_path / "foreign.safetensors"
     save_file({"weight": torch.zeros(3)}, path, metadata=header)
+    refusal(load_tensors, path)
+
+
+@pytest.mark.parametrize("text", ["", "null", "3", "[]", '"x"', "{", "[" * 100_000],
+                         ids=lambda t: t[:4])
+def test_a_description_that_is_none_is_refused(tmp_path, text):
+    "Even where its SHA-256 fits."
+    path, tensors = tmp_path / "foreign.safetensors", {"weight": torch.zeros(3)}
+    save_file(tensors, path, metadata={"about": text, "sha256": fingerprint(tensors, text)})
     refusal(load_tensors, path)
 
 
@@ -140,11 +150,25 @@ def test_weights_of_another_kind_are_named(copied, change, message):
 @pytest.mark.parametrize("change", [
     {"n_layer": 2}, {"d_ff": 64}, {"d_model": 32}, {"n_kv_head": 1}, {"vocab_size": 999},
     {"norm": "layer"}, {"mlp": "gelu"}, {"position": "learned"}, {"bias": True},
-    {"tie_embeddings": False}, {"n_head": 4, "n_kv_head": 4}, {"n_head": 1, "n_kv_head": 1}],
-    ids=str)
+    {"tie_embeddings": False}, {"n_head": 4, "n_kv_head": 4}, {"n_head": 1, "n_kv_head": 1},
+    {"context_length": 64}, {"rope_theta": 500.0}, {"norm_eps": 1e-3}], ids=str)
 def test_a_config_that_contradicts_the_weights_is_refused(copied, tiny_model, change):
+    checkpoint = save_checkpoint(copied, 3, *new_run(tiny_model.cfg))
     replace(tiny_model.cfg, **change).save(copied / "config.json")
-    with pytest.raises(ValueError):
+    for path in (copied, copied / "model.safetensors", checkpoint):
+        with pytest.raises(ValueError, match="config.json contradicts the weights in"):
+            load_model(path)
+
+
+@pytest.mark.parametrize("change", [
+    {"n_layer": 2}, {"d_ff": 64}, {"d_model": 32}, {"n_kv_head": 1}, {"vocab_size": 999},
+    {"norm": "layer"}, {"mlp": "gelu"}, {"position": "learned"}, {"bias": True},
+    {"tie_embeddings": False}], ids=str)
+def test_shapes_contradict_a_config_where_the_header_has_none(copied, tiny_model, change):
+    tensors, _ = load_tensors(copied / "model.safetensors")
+    save_tensors(copied / "model.safetensors", tensors, {})
+    replace(tiny_model.cfg, **change).save(copied / "config.json")
+    with pytest.raises(ValueError, match="it belongs to a model of another"):
         load_model(copied)
 
 
@@ -192,8 +216,19 @@ def test_another_runs_checkpoint_is_refused_and_changes_nothing(tiny_model, tmp_
     with pytest.raises(ValueError, match="model of another kind"):
         load_checkpoint(path, other, theirs)
     assert fingerprint(dict(other.named_parameters())) == before
-    with pytest.raises(ValueError, match="the checkpoint has 2 optimizers, the run has 1"):
+    with pytest.raises(ValueError, match="more optimizers than the run's 1; resume with the same"):
         load_checkpoint(path, model, adamw_for(model))
+
+
+def test_fewer_optimizers_than_the_runs_are_refused_too(tiny_model, tmp_path):
+    "Muon must never take AdamW's averages for its own."
+    model, theirs = new_run(tiny_model.cfg)
+    ours = adamw_for(model)
+    for optimizer in ours:
+        optimizer.step()
+    path = save_checkpoint(tmp_path, 3, model, ours)
+    with pytest.raises(ValueError, match="resume with the same recipe"):
+        load_checkpoint(path, model, theirs)
 
 
 def test_a_model_opens_from_its_folder_its_file_and_its_checkpoint(copied, tiny_model):
@@ -214,9 +249,41 @@ def test_a_run_comes_back_with_its_optimizers_and_its_chance(tmp_path, tiny_mode
     about = load_checkpoint(path, again, theirs)
     assert (about["step"], about["note"]) == (7, "naïve")
     assert same_weights(model, again) and torch.equal(torch.rand(3), expected)
-    (state, groups), (their_state, their_groups) = map(pack_optimizers, (optimizers, theirs))
-    assert fingerprint(state) == fingerprint(their_state)
-    assert json.dumps(groups) == json.dumps(their_groups)
+    state = pack_optimizers(optimizers)
+    assert state and fingerprint(state) == fingerprint(pack_optimizers(theirs))
+    for model_, optimizers_ in ((model, optimizers), (again, theirs)):       # and the next step
+        model_.zero_grad()
+        model_(torch.tensor([[4, 5, 6]])).square().mean().backward()
+        for optimizer in optimizers_:
+            optimizer.step()
+    assert same_weights(model, again)
+    assert fingerprint(pack_optimizers(optimizers)) == fingerprint(pack_optimizers(theirs))
+
+
+def test_optimizers_keep_their_own_rates(tmp_path, tiny_model):
+    "The recipe decides the rates; the checkpoint brings the memory alone."
+    model, optimizers = new_run(tiny_model.cfg)
+    path = save_checkpoint(tmp_path, 7, model, optimizers)
+    again, theirs = new_run(tiny_model.cfg, seed=2)
+    for optimizer in theirs:
+        for group in optimizer.param_groups:
+            group["lr"] = 0.125
+    settings = [o.state_dict()["param_groups"] for o in theirs]
+    load_checkpoint(path, again, theirs)
+    assert [o.state_dict()["param_groups"] for o in theirs] == settings
+    unpack_optimizers(optimizers, pack_optimizers(theirs))
+    assert fingerprint(pack_optimizers(optimizers)) == fingerprint(pack_optimizers(theirs))
+
+
+def test_keeping_no_checkpoint_is_refused(tmp_path, tiny_model):
+    with pytest.raises(ValueError, match="keep=0"):
+        save_checkpoint(tmp_path, 7, *new_run(tiny_model.cfg), keep=0)
+
+
+def test_files_say_which_model_they_hold(copied, tiny_model):
+    checkpoint = save_checkpoint(copied, 7, *new_run(tiny_model.cfg))
+    for path in (checkpoint, copied / "model.safetensors"):
+        assert load_tensors(path)[1]["config"] == asdict(tiny_model.cfg)
 
 
 # --- what is written

@@ -1,7 +1,9 @@
 "Laws of the command: one line for bad input, nothing lost on Ctrl-C, every option explained."
+import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,7 +26,7 @@ SAMPLING = ("--checkpoint", "--seed", "--temperature", "--top-k", "--top-p", "--
 OPTIONS = {"generate": SAMPLING, "ask": SAMPLING, "tokenize": ("--checkpoint",),
            "info": ("--checkpoint",), "train": ("--data", "--recipe", "--out", "--resume",
                                                 "--steps", "--minutes", "--seed")}
-PROGRESS = re.compile(r"Preparing |[\d,]+ parameters, |step \d+/")     # what is no error
+PROGRESS = re.compile(r"Preparing |[\d,]+ parameters, |step \d+/|Done\. ")     # what is no error
 STEPS = 400
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process alone")
 
@@ -39,6 +41,7 @@ def run(capsys):
         except SystemExit as e:                         # argparse's way out
             code = e.code
         out, err = capsys.readouterr()
+        run.err = err
         return code, out, [x for x in err.splitlines() if not PROGRESS.match(x)]
     return run
 
@@ -123,6 +126,7 @@ BAD = [[part.strip() for part in line.rpartition("->")[::2]] for line in """
 generate x --temperature -1 -> -1
 generate x --temperature nan -> nan
 generate x --temperature inf -> inf
+generate x --temperature 1e-30 -> 1e-30
 generate x --top-k -3 -> -3
 generate x --top-p 0 -> 0
 generate x --top-p 1.5 -> 1.5
@@ -171,6 +175,12 @@ train --data {latin.txt} --out {new} -> {latin.txt}
 train --data {short.txt} --out {new} -> tokens
 train --data {text.txt} --out {full} -> {full}
 train --data {text.txt} --out {short.txt} -> {short.txt}
+train --resume {notokens} --steps 3 -> --steps
+train --resume {notokens} --minutes 1 -> --minutes
+train --resume {notokens} --seed 0 -> --seed
+train --resume {notokens} --out {new} -> --out
+train --resume {notokens} --data tinytown -> --data
+train --resume {notokens} --recipe tinytown -> --recipe
 train --resume {nowhere} -> {nowhere}
 train --resume {empty} -> {empty}
 train --resume {text.txt} -> {text.txt}
@@ -192,7 +202,7 @@ def test_bad_input_gets_one_line_that_names_it(run, places, saved, line, named):
         return word if path == word else str(saved if path == "saved" else places / path)
 
     code, out, errors = run(*map(filled, line.split()))
-    assert code == 2 and len(errors) == 1, errors
+    assert code == 2 and len(errors) == 1 and out == "", (out, errors)
     assert filled(named) in errors[0] and "Traceback" not in errors[0]
 
 
@@ -245,7 +255,7 @@ def test_help_names_every_command(run):
 
 @pytest.mark.parametrize("options", [
     ["--temperature", 0], ["--top-k", 0], ["--top-k", 10**9], ["--top-p", 1], ["--min-p", 0],
-    ["--temperature", "1e-30"], ["--top-p", "1e-60"], ["--seed", -1], ["--max-tokens", 1]], ids=str)
+    ["--temperature", 0.0001], ["--top-p", "1e-60"], ["--seed", -1], ["--max-tokens", 1]], ids=str)
 def test_the_edges_of_each_option_work(run, saved, options):
     code, out, errors = run("generate", "Rosa", "--checkpoint", saved, "--max-tokens", 9, *options)
     assert code == 0 and out.startswith("Rosa") and errors == []
@@ -263,6 +273,19 @@ def test_the_seed_decides_the_text(run, saved):
     assert a == again != b
 
 
+def test_a_story_is_told_at_seven_tenths_and_an_answer_at_zero(run, saved):
+    for command, t in (("generate", 0.7), ("ask", 0)):
+        default, said, other = (run(command, "Rosa", "--checkpoint", saved, *options)[1] for options
+                                in ([], ["--temperature", t], ["--temperature", 5]))
+        assert default == said != other
+
+
+def test_standard_input_is_a_prompt(run, saved, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Rosa and\nTom\n"))
+    code, out, errors = run("tokenize", "-", "--checkpoint", saved)
+    assert code == 0 and errors == [] and out.endswith(" 12 bytes\n")
+
+
 @pytest.mark.parametrize("data", ["folder", "file", "stdlib", "tinytown"])
 def test_train_takes_any_text_and_every_command_takes_the_result(run, prepared, tmp_path, data):
     text = prepared.parent / "text"
@@ -271,8 +294,10 @@ def test_train_takes_any_text_and_every_command_takes_the_result(run, prepared, 
     out = tmp_path / "out"
     code, said, errors = run("train", "--recipe", "small", "--data", source, "--steps", 2,
                              "--out", out)
-    assert code == 0 and str(out) in said and [step for step, *_ in log(out)] == [1, 2]
-    assert errors == []
+    assert code == 0 and errors == [] and [step for step, *_ in log(out)] == [1, 2]
+    assert said == ""                                   # standard output is for results
+    assert shlex.split(run.err.splitlines()[-1].partition("Try it: ")[2]) == [
+        "minigpt", "generate", "--checkpoint", str(out), "Once upon a time"]
     for checkpoint in (out, out / "model.safetensors", checkpoints_in(out)[-1]):
         for command in (["generate", "The", "--max-tokens", 3], ["tokenize", "The"], ["info"],
                         ["ask", "What is it?", "--max-tokens", 3]):
@@ -307,7 +332,7 @@ def test_the_recipe_says_what_the_model_is(prepared):
 
 @posix
 def test_ctrl_c_saves_and_a_resumed_run_ends_with_the_same_losses(run, prepared, tmp_path):
-    straight, stopped = (shutil.copytree(prepared, tmp_path / n) for n in ("straight", "stopped"))
+    straight, stopped = (shutil.copytree(prepared, tmp_path / n) for n in ("straight", "a stop"))
     train = start("train", "--resume", stopped)
     deadline = time.monotonic() + 120
     while train.poll() is None and not (
@@ -317,10 +342,13 @@ def test_ctrl_c_saves_and_a_resumed_run_ends_with_the_same_losses(run, prepared,
     train.send_signal(signal.SIGINT)
     _, err = train.communicate(timeout=120)
     assert train.returncode == 130 and "Traceback" not in err, err
-    assert f"--resume {stopped}" in err.splitlines()[-1]
+    assert shlex.split(err.splitlines()[-1].partition("go on with: ")[2]) == [
+        "minigpt", "train", "--resume", str(stopped)]
     done = log(stopped)[-1][0]
     assert 0 < done < STEPS
     assert load_tensors(checkpoints_in(stopped)[-1])[1]["step"] == done
+    with open(stopped / "log.jsonl", "a") as torn:       # as if it had been killed later on
+        torn.write(json.dumps({"step": done + 1, "loss": 0.0}) + '\n{"step": ')
     for folder in (straight, stopped):
         assert run("train", "--resume", folder)[0] == 0
     assert [step for step, *_ in log(straight)] == list(range(1, STEPS + 1))

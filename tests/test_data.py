@@ -12,7 +12,7 @@ from minigpt.data import (
     read_documents,
     read_text,
     save_tokens,
-    shuffled,
+    shuffled_places,
     split_documents,
     stdlib_text,
 )
@@ -26,7 +26,7 @@ seeds = st.integers(-2**40, 2**40)
 
 @given(st.integers(1, 3_000), seeds)
 def test_a_shuffle_loses_nothing(size, seed):
-    order = shuffled(np.arange(size), size, seed)
+    order = shuffled_places(np.arange(size), size, seed)
     assert np.array_equal(np.sort(order), np.arange(size))
 
 
@@ -62,6 +62,11 @@ def test_each_epoch_asks_for_every_token_but_a_few_at_the_ends():
         numbers = range(epoch * batches.n_windows, (epoch + 1) * batches.n_windows)
         asked = {i for n in numbers for i in batches[n][:, 1:].flatten().tolist()}
         assert asked >= set(range(50, 900))
+
+
+def test_nobody_walks_through_endless_batches():
+    with pytest.raises(TypeError):
+        list(Batches(np.arange(100), 2, 8))
 
 
 # --- splitting
@@ -109,10 +114,27 @@ def test_documents_come_in_the_same_order_everywhere(tmp_path):
     (b"caf\xe9 au lait", "byte 3 is 0xe9"), (b"\xff\xfeh\x00i\x00", "byte 0 is 0xff"),
     (b"abc\xf0\x9f", "byte 3 is 0xf0"), (b"", "empty"), (b" \n\t ", "empty")])
 def test_a_bad_file_is_named_with_its_byte(tmp_path, content, place):
-    (tmp_path / "mine.txt").write_bytes(content)
-    with pytest.raises(ValueError) as error:
-        read_text(tmp_path / "mine.txt")
-    assert place in str(error.value) and str(tmp_path / "mine.txt") in str(error.value)
+    path = tmp_path / "mine.txt"
+    path.write_bytes(content)
+    readers = [lambda: list(read_documents(path))]
+    if "byte" in place:
+        readers += [lambda: read_text(path), lambda: list(read_documents(tmp_path))]
+    for read in readers:
+        with pytest.raises(ValueError) as error:
+            read()
+        assert place in str(error.value) and str(path) in str(error.value)
+
+
+def test_a_byte_order_mark_is_no_letter(tmp_path):
+    (tmp_path / "mine.TXT").write_bytes("\ufeffRosa".encode())
+    assert list(read_documents(tmp_path)) == ["Rosa"]
+
+
+def test_a_folder_of_blank_files_is_named(tmp_path):
+    (tmp_path / "blank.txt").write_text(" \n")
+    with pytest.raises(ValueError, match="holds no text in files named") as error:
+        list(read_documents(tmp_path))
+    assert str(tmp_path) in str(error.value)
 
 
 def test_a_blank_file_does_not_spoil_its_folder(tmp_path):

@@ -63,7 +63,7 @@ def test_ties_are_cut_exactly(n):
 
 
 @pytest.mark.parametrize("make, value", [
-    (temperature, 0), (temperature, 1e-12), (temperature, 1e-40), (temperature, TINY), (top_k, 1),
+    (temperature, 0), (temperature, 1e-4), (top_k, 1),
     (top_p, 1e-12), (top_p, 1e-50), (top_p, TINY), (min_p, 1)], ids=called)
 def test_the_narrowest_setting_is_greedy(make, value):
     assert draw(torch.tensor([[1.0, 3.0, 2.0]]), make(value)) == {1}
@@ -96,6 +96,7 @@ def test_a_token_used_twice_is_punished_once():
 
 @pytest.mark.parametrize("make, value", [
     (temperature, -1), (temperature, -TINY), (temperature, NAN), (temperature, INF),
+    (temperature, 9e-5), (temperature, 1e-12), (temperature, 1e-40), (temperature, TINY),
     (top_k, -1), (top_p, 0), (top_p, -0.5), (top_p, 1.01), (top_p, NAN), (min_p, -0.1),
     (min_p, 1.5), (min_p, NAN), (repetition_penalty, 0), (repetition_penalty, -2),
     (repetition_penalty, NAN), (repetition_penalty, INF)], ids=called)

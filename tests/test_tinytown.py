@@ -11,7 +11,7 @@ import pytest
 from minigpt import tinytown as tt
 from minigpt.tinytown import KINDS, QUESTIONS, Chooser, Question, Scene, Tinytown
 
-SHA256 = "edcd530ac3ad622a276c105e0588165556a020b0681a6bcefd48e2b29583b1c8"
+SHA256 = "336532e6dba596af6955d4bf2888e0049c14fbb51a59b603f15e6260366fad82"
 WORD = re.compile(r"[A-Za-z]+(?:[-'][a-z]+)*")
 
 
