@@ -216,7 +216,7 @@ def test_another_runs_checkpoint_is_refused_and_changes_nothing(tiny_model, tmp_
     with pytest.raises(ValueError, match="model of another kind"):
         load_checkpoint(path, other, theirs)
     assert fingerprint(dict(other.named_parameters())) == before
-    with pytest.raises(ValueError, match="more optimizers than the run's 1; resume with the same"):
+    with pytest.raises(ValueError, match=r"optimizers.*the run.* 1; resume with the same"):
         load_checkpoint(path, model, adamw_for(model))
 
 
