@@ -87,7 +87,13 @@ def load_tensors(
     if fingerprint(tensors, text) != expected:
         raise ValueError(f"{path} has changed since it was written (its SHA-256 differs); "
                          "delete it to go on from the one before")
-    return tensors, json.loads(text)
+    try:
+        about = json.loads(text)
+    except (ValueError, RecursionError):
+        about = None
+    if not isinstance(about, dict):
+        raise ValueError(f"{path} was not written by minigpt: its description is no JSON object")
+    return tensors, about
 
 # %% ../nbs/43_checkpoints.ipynb #model-tensors
 def model_tensors(
@@ -137,13 +143,14 @@ def unpack_optimizers(
 ) -> None:
     "Give optimizers their memory back."
     states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
-    for name, t in tensors.items():
-        if name.startswith("optimizer."):
-            _, i, p, key = name.split(".")
-            if int(i) >= len(optimizers):
-                raise ValueError(f"the checkpoint has more optimizers than the run's "
-                                 f"{len(optimizers)}; resume with the same recipe")
-            states[int(i)].setdefault(int(p), {})[key] = t.clone()
+    saved = {name: t for name, t in tensors.items() if name.startswith("optimizer.")}
+    found = {int(name.split(".")[1]) for name in saved}
+    if found and found != set(range(len(optimizers))):
+        raise ValueError(f"the checkpoint has {len(found)} optimizers, the run has "
+                         f"{len(optimizers)}; resume with the same recipe")
+    for name, t in saved.items():
+        _, i, p, key = name.split(".")
+        states[int(i)].setdefault(int(p), {})[key] = t.clone()
     for optimizer, state in zip(optimizers, states):
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})

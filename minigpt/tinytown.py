@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 # %% auto #0
 __all__ = ['HOLE', 'NAMES', 'JOBS', 'PETS', 'FACTS', 'WORDS', 'MORNINGS', 'PORTRAIT_OPENINGS', 'PORTRAIT_FACTS',
@@ -37,7 +38,7 @@ class Chooser:
         self,
         options: Sequence,                                # what there is to choose from
         weights: Sequence[float] | None = None,           # probabilities; None makes all equal
-    ):                                                    # one of the options
+    ) -> Any:                                             # one of the options
         "Draw one option; a choice among n equals costs log2(n) bits, and among one nothing."
         n, u = len(options), self.rng.random()
         i = int(u * n)
