@@ -19,29 +19,26 @@ def random_model(cfg: ModelConfig) -> GPT:
     torch.manual_seed(0)
     model = GPT(cfg).eval().requires_grad_(False)
     for block in model.blocks:
-        for linear in (block.attention.qkv, block.attention.out, block.mlp.gate_up, block.mlp.down):
+        for linear in (m for m in block.modules() if isinstance(m, torch.nn.Linear)):
             torch.nn.init.normal_(linear.weight, std=2 / linear.in_features ** 0.5)
     return model
 
 
+NAMES = {                    # ours -> theirs, within a block
+    "attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm",
+    "attention.query": "self_attn.q_proj", "attention.key": "self_attn.k_proj",
+    "attention.value": "self_attn.v_proj", "attention.out": "self_attn.o_proj",
+    "mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj",
+}
+
+
 def llama_weights(model: GPT) -> dict[str, torch.Tensor]:
     "Our weights under the names that `transformers` gives them."
-    cfg, ours = model.cfg, dict(model.named_parameters())
+    ours = dict(model.named_parameters())
     theirs = {"model.embed_tokens.weight": ours["embedding.weight"],
               "lm_head.weight": ours["embedding.weight"], "model.norm.weight": ours["norm.weight"]}
-    kv = cfg.n_kv_head * cfg.d_head
-    for i in range(cfg.n_layer):
-        a, b = f"blocks.{i}.", f"model.layers.{i}."
-        q, k, v = ours[a + "attention.qkv.weight"].split((cfg.d_model, kv, kv))
-        gate, up = ours[a + "mlp.gate_up.weight"].chunk(2)
-        theirs |= {b + "input_layernorm.weight": ours[a + "attention_norm.weight"],
-                   b + "self_attn.q_proj.weight": q, b + "self_attn.k_proj.weight": k,
-                   b + "self_attn.v_proj.weight": v,
-                   b + "self_attn.o_proj.weight": ours[a + "attention.out.weight"],
-                   b + "post_attention_layernorm.weight": ours[a + "mlp_norm.weight"],
-                   b + "mlp.gate_proj.weight": gate, b + "mlp.up_proj.weight": up,
-                   b + "mlp.down_proj.weight": ours[a + "mlp.down.weight"]}
-    return theirs
+    return theirs | {f"model.layers.{i}.{b}.weight": ours[f"blocks.{i}.{a}.weight"]
+                     for i in range(model.cfg.n_layer) for a, b in NAMES.items()}
 
 
 def llama(model: GPT):           # a LlamaForCausalLM with the same shape and the same weights

@@ -80,7 +80,7 @@ class CausalSelfAttention(nn.Module):
 
     def project(
         self,
-        x: Tensor,                                          # (B, T, D) the normed residual stream
+        x: Tensor,                                          # (B, T, D) the tokens' vectors, normed
         rotation: tuple[Tensor, Tensor] | None = None,      # (T, Dh/2) cosines and sines
     ) -> tuple[Tensor, Tensor, Tensor]:                     # q (B, H, T, Dh); k, v (B, G, T, Dh)
         "Make queries, keys and values, and turn queries and keys to their positions."
@@ -92,7 +92,7 @@ class CausalSelfAttention(nn.Module):
 
     def forward(
         self,
-        x: Tensor,                                          # (B, T, D) the normed residual stream
+        x: Tensor,                                          # (B, T, D) the tokens' vectors, normed
         rotation: tuple[Tensor, Tensor] | None = None,      # (T, Dh/2) cosines and sines
         cache=None,              # keeps this layer's past: append(k, v) gives all k and v so far
     ) -> Tensor:                 # (B, T, D) what each token gathered
