@@ -38,7 +38,7 @@ def out_of_step() -> list[str]:
         for name in ("settings.ini", "pyproject.toml", "README.md"):
             if (ROOT / name).exists():
                 shutil.copy(ROOT / name, copy)
-        leave = shutil.ignore_patterns("weights", "__pycache__", ".ipynb_checkpoints")
+        leave = shutil.ignore_patterns("shipped", "__pycache__", ".ipynb_checkpoints")
         shutil.copytree(run.PACKAGE, copy / "minigpt", ignore=leave)
         shutil.copytree(run.NOTEBOOKS, copy / "nbs", ignore=leave)
         for command in ("nbdev_clean", "nbdev_export"):

@@ -8,8 +8,8 @@ __all__ = ['Block']
 # %% ../nbs/36_block.ipynb #imports
 from torch import Tensor, nn
 
-from .attention import CausalSelfAttention
 from .config import ModelConfig
+from .efficient_attention import build_attention
 from .mlp import build_mlp
 from .norm import build_norm
 
@@ -19,17 +19,22 @@ class Block(nn.Module):
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
+        self.norm_first = cfg.norm_place == "pre"
         self.attention_norm = build_norm(cfg)
-        self.attention = CausalSelfAttention(cfg)
+        self.attention = build_attention(cfg)
         self.mlp_norm = build_norm(cfg)
         self.mlp = build_mlp(cfg)
 
     def forward(
         self,
         x: Tensor,                                      # (B, T, D) the residual stream
-        rotation: tuple[Tensor, Tensor] | None = None,  # (T, Dh/2) cosines and sines
+        rotation: tuple[Tensor, Tensor] | None = None,  # cosines and sines of the tokens' places
+        mask: Tensor | None = None,                     # what is hidden; None: the future
         cache=None,                                     # this layer's past keys and values
     ) -> Tensor:                                        # (B, T, D) the stream, written to twice
         "Add what attention gathers, then what the feed-forward network makes of it."
-        x = x + self.attention(self.attention_norm(x), rotation, cache)
-        return x + self.mlp(self.mlp_norm(x))
+        if self.norm_first:
+            x = x + self.attention(self.attention_norm(x), rotation, mask, cache)
+            return x + self.mlp(self.mlp_norm(x))
+        x = self.attention_norm(x + self.attention(x, rotation, mask, cache))
+        return self.mlp_norm(x + self.mlp(x))

@@ -17,8 +17,8 @@ class LayerCache:
 
     def __init__(
         self,
-        keys: Tensor,       # (B, G, max_length, Dh) room for keys
-        values: Tensor,     # (B, G, max_length, Dh) room for values
+        keys: Tensor,       # (B, G, max_length, Dh) room for keys; of latents in latent attention
+        values: Tensor,     # (B, G, max_length, Dh) room for values; of rotated keys there
     ):
         self.keys, self.values, self.length = keys, values, 0
 
@@ -50,9 +50,9 @@ class KVCache:
         device: torch.device | str = "cpu",
     ):
         max_length = cfg.context_length if max_length is None else max_length
-        shape = (cfg.n_layer, 2, batch_size, cfg.n_kv_head, max_length, cfg.d_head)
-        self.room = torch.zeros(shape, dtype=dtype, device=device)
-        self.layers = [LayerCache(keys, values) for keys, values in self.room]
+        room = [torch.zeros(cfg.n_layer, batch_size, heads, max_length, width, dtype=dtype,
+                            device=device) for heads, width in cfg.cache_shape]
+        self.layers = [LayerCache(keys, values) for keys, values in zip(*room)]
 
     def __getitem__(self, layer: int) -> LayerCache:
         "The cache of one layer."
@@ -66,7 +66,7 @@ class KVCache:
     @property
     def nbytes(self) -> int:      # bytes
         "How much memory the room takes, full or not."
-        return self.room.nbytes
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
 
     def truncate(
         self,

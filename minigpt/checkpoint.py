@@ -215,7 +215,7 @@ def save_model(
 # %% ../nbs/43_checkpoints.ipynb #shipped-model
 def shipped_model() -> Path:      # the folder inside the package
     "Where the weights that come with the package lie."
-    return Path(str(files("minigpt"))) / "weights" / "tinytown"
+    return Path(str(files("minigpt"))) / "shipped" / "tinytown"
 
 # %% ../nbs/43_checkpoints.ipynb #model-folder
 def model_folder(
@@ -243,7 +243,8 @@ def load_model(
     path = Path(path)
     cfg = ModelConfig.load(folder / "config.json")
     tensors, about = load_tensors(path)
-    if about.get("config", asdict(cfg)) != asdict(cfg):
+    saved = about.get("config", {})
+    if not isinstance(saved, dict) or asdict(cfg) | saved != asdict(cfg):
         raise ValueError(f"{folder / 'config.json'} contradicts the weights in {path.name}; "
                          "restore the config that was saved with them")
     tokenizer = Tokenizer.load(folder / "tokenizer.json")

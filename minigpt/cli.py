@@ -33,16 +33,16 @@ def prompt_of(args: argparse.Namespace) -> str:
 # %% ../nbs/75_cli.ipynb #print-stream
 def print_stream(args: argparse.Namespace, prompt: str, echo: bool, stop: list[str]) -> None:
     "Print a continuation piece by piece, as it is made."
-    from minigpt.checkpoint import load_model
     from minigpt.inference import complete
     from minigpt.sampling import min_p, temperature, top_k, top_p
+    from minigpt.weights import open_model
     if args.max_tokens < 1:
         raise ValueError(f"--max-tokens {args.max_tokens} must be at least 1")
     if not -2**63 <= args.seed < 2**63:
         raise ValueError(f"--seed {args.seed} is too large; take one below 2**63")
     rules = [top_k(args.top_k), top_p(args.top_p), min_p(args.min_p),
              temperature(args.temperature)]
-    model, tokenizer = load_model(args.checkpoint)
+    model, tokenizer = open_model(args.checkpoint)
     if echo:
         print(prompt, end="", flush=True)
     for piece in complete(model, tokenizer, prompt, args.max_tokens, rules, args.seed, stop,
@@ -213,7 +213,8 @@ def build_parser() -> Parser:     # knows every command and option
         sub.set_defaults(action=action)
         if model:
             sub.add_argument("--checkpoint", metavar="PATH", help="a folder or file that train "
-                             "wrote; the model that comes with the package by default")
+                             "wrote, or a Hugging Face checkpoint; the model that comes with the "
+                             "package by default")
         return sub
 
     for name, action, text, max_tokens, t in (

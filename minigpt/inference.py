@@ -91,7 +91,8 @@ def complete(
     overflow: str = "stop",          # at the context's end: "stop", or "slide" on
 ) -> Iterator[str]:                  # pieces of new text, without the prompt
     "Continue a text, piece by piece: `''.join(complete(...))` is the whole continuation."
-    ids = [tokenizer.end_of_text, *tokenizer.encode(prompt)]
-    rng = torch.Generator().manual_seed(seed)
-    new = generate(model, ids, max_tokens, rules, rng, {tokenizer.end_of_text}, overflow)
+    if tokenizer.vocab_size < model.cfg.vocab_size:       # some models have spare rows
+        rules = [lambda logits, past: logits[:, :tokenizer.vocab_size], *rules]
+    ids, rng = tokenizer.prompt_ids(prompt), torch.Generator().manual_seed(seed)
+    new = generate(model, ids, max_tokens, rules, rng, tokenizer.stop_ids, overflow)
     return stream_text(tokenizer, new, stop)

@@ -180,6 +180,18 @@ class Tokenizer:
         "The id of the marker between documents."
         return self.special[END_OF_TEXT]
 
+    @property
+    def stop_ids(self) -> frozenset[int]:     # of markers that end a text
+        "The ids after which a model has nothing more to say."
+        return frozenset((self.end_of_text,))
+
+    def prompt_ids(
+        self,
+        text: str,            # the text to continue; it may be empty
+    ) -> list[int]:           # token ids, begun with the marker that stands before a document
+        "What a model reads before it goes on with a text."
+        return [self.end_of_text, *self.encode(text)]
+
     def encode(
         self,
         text: str,                        # any text
@@ -255,6 +267,9 @@ class Tokenizer:
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as e:
             raise ValueError(f"{path} is not a tokenizer.json that this book wrote "
                              f"({type(e).__name__}: {str(e)[:80]}); save it again") from e
+        if spec.get("normalizer") or spec.get("post_processor"):
+            raise ValueError(f"{path} changes texts or adds to them, which ours does not; "
+                             "open its model with from_huggingface")
         if pattern != PATTERN:
             raise ValueError(f"{path} splits text by another pattern: {pattern!r}")
         if [i for _, i in vocab] != list(range(len(vocab))) or b"" in tokens:

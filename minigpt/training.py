@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .data import Batches
 from .loss import cross_entropy, shift
+from .moe import balance_loss, watch_routers
 from .optim import clip_gradients
 
 # %% ../nbs/42_training.ipynb #step
@@ -37,14 +38,19 @@ def accumulate_gradients(
     model: nn.Module,            # maps (B, T) ids to (B, T, V) logits
     ids: Tensor,                 # (B, T+1) int64 one batch of windows
     n_micro: int = 1,            # parts to cut it into, one after another, to save memory
-) -> float:                      # nats a token, mean over the whole batch
+    balance: float = 0.0,        # weight of the experts' balance loss, if the model has any
+) -> float:                      # nats a token, mean over the whole batch, without the balance
     "Gradients of the mean loss of the whole batch, whatever the cut."
     total, n_targets = 0.0, ids[:, 1:].numel()
     for part in ids.chunk(n_micro):
         inputs, targets = shift(part)
-        loss = cross_entropy(model(inputs), targets, "sum") / n_targets
-        loss.backward()
+        with watch_routers(model) as scores:
+            loss = cross_entropy(model(inputs), targets, "sum") / n_targets
         total += loss.item()
+        if scores and balance:
+            loss = loss + balance * balance_loss(scores, model.cfg.n_expert_used) \
+                * (targets.numel() / n_targets)
+        loss.backward()
     return total
 
 # %% ../nbs/42_training.ipynb #train
@@ -56,6 +62,7 @@ def train(
     schedule: Callable[[int], float] = lambda n: 1.0,   # steps taken -> share of the peak rate
     n_micro: int = 1,                               # parts of a batch
     max_grad_norm: float = 1.0,                     # longer gradients are shortened
+    balance: float = 0.01,                          # of the experts' load, if there are experts
     first_step: int = 0,                            # steps taken before, when a run resumes
 ) -> Iterator[Step]:                                # one report a step; the caller does the rest
     "Train, and report. A TrainingDiverged names the step whose loss is not a number."
@@ -70,7 +77,7 @@ def train(
             group["lr"] = group["peak_lr"] * share
         model.zero_grad(set_to_none=True)
         ids = batches[n].to(device)
-        loss = accumulate_gradients(model, ids, n_micro)
+        loss = accumulate_gradients(model, ids, n_micro, balance)
         grad_norm = clip_gradients(params, max_grad_norm)
         if not math.isfinite(loss + grad_norm):
             raise TrainingDiverged(f"step {n + 1}: loss {loss}, gradient {grad_norm}; the weights "
