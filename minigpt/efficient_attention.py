@@ -73,7 +73,7 @@ def combine_masks(
     T: int,                             # tokens that ask
     S: int,                             # tokens that can be asked; the last T of them ask
     window: int | None = None,          # tokens that a token may see; None: all before
-    padding: Tensor | None = None,      # (B,) int64 dummies that each row begins with
+    padding: Tensor | None = None,      # (B,) int64 padding tokens at each row's start
     bias: Tensor | None = None,         # (H, T, S) to add to the scores
     device=None,                        # where the mask is made
 ) -> Tensor | None:                     # what `attend_fused` takes; None: plain causal order

@@ -27,19 +27,19 @@ def initialise(
     "Small random weights; smaller still where a block writes to the residual stream."
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
-            writes = name.endswith((".out", ".down"))
+            writes = name.endswith((".out", ".down"))       # attention's and every network's last
             nn.init.normal_(module.weight, std=std / math.sqrt(2 * n_layer) if writes else std)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
 
 # %% ../nbs/37_model.ipynb #token-places
 def token_places(
-    start: int,                         # tokens that came before, dummies included
+    start: int,                         # tokens that came before, padding included
     T: int,                             # tokens now
-    padding: Tensor | None = None,      # (B,) int64 dummies that each row begins with
+    padding: Tensor | None = None,      # (B,) int64 padding tokens at each row's start
     device=None,                        # where the result is made
 ) -> Tensor:                            # (T,) int64 places from 0; (B, T) with padding
-    "Where each token stands in its text; dummies stand at 0."
+    "Where each token stands in its text; padding stands at 0."
     places = torch.arange(start, start + T, device=device)
     return places if padding is None else (places - padding[:, None]).clamp(min=0)
 
@@ -62,7 +62,7 @@ class GPT(nn.Module):
         self,
         ids: Tensor,                        # (B, T) int64 token ids
         cache=None,                         # KVCache; ids then follow the tokens that it holds
-        padding: Tensor | None = None,      # (B,) int64 dummies that each row begins with
+        padding: Tensor | None = None,      # (B,) int64 padding tokens at each row's start
     ) -> Tensor:                            # (B, T, D) the residual stream after the last norm
         "Run the stack. A ValueError says when the tokens do not fit the context."
         start, T = (0 if cache is None else cache.length), ids.shape[1]
@@ -72,7 +72,7 @@ class GPT(nn.Module):
         places = token_places(start, T, padding, ids.device)
         x = self.position.embed(self.embedding(ids), places)
         rotation = self.position.rotation(places)
-        bias = self.position.bias(T, start + T)
+        bias = self.position.bias(T, start + T)                     # ALiBi's fees, or None
         mask = combine_masks(T, start + T, self.cfg.window, padding, bias, ids.device)
         for i, block in enumerate(self.blocks):
             x = block(x, rotation, mask, None if cache is None else cache[i])
@@ -89,7 +89,7 @@ class GPT(nn.Module):
         self,
         ids: Tensor,                        # (B, T) int64 token ids
         cache=None,                         # KVCache; ids then follow the tokens that it holds
-        padding: Tensor | None = None,      # (B,) int64 dummies that each row begins with
+        padding: Tensor | None = None,      # (B,) int64 padding tokens at each row's start
     ) -> Tensor:                            # (B, T, V) scores of the token after each one
         "Score the next token at every position."
         return self.logits(self.hidden(ids, cache, padding))

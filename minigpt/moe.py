@@ -43,7 +43,7 @@ def expert_load(
 def balance_loss(
     scores: list[Tensor],      # (N, E) each, what the routers said
     n_used: int,               # experts for each token
-) -> Tensor:                   # () n_used when the work is spread evenly, more when it is not
+) -> Tensor:               # () n_used when the load is even, usually more when it is not
     "Punish a router that sends most tokens to few experts (Switch, Fedus et al. 2021)."
     if not scores:
         raise ValueError("no router has spoken; run the model inside `with watch_routers(model)`")

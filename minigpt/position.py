@@ -81,12 +81,12 @@ class SinusoidalPosition(NoPosition):
 
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg)
-        self.register_buffer("waves", sinusoidal(cfg.context_length, cfg.d_model),
-                             persistent=False)
+        waves = 0.02 * math.sqrt(2) * sinusoidal(cfg.context_length, cfg.d_model)
+        self.register_buffer("waves", waves, persistent=False)     # as large as new tokens
 
     def embed(self, x: Tensor, places: Tensor) -> Tensor:
-        "Make the tokens as large as the waves, and add these."
-        return x * math.sqrt(x.shape[-1]) + self.waves[places]
+        "Add each place's waves to the token that stands there."
+        return x + self.waves[places]
 
 # %% ../nbs/31_position.ipynb #rotate
 def rotate(
@@ -96,6 +96,7 @@ def rotate(
 ) -> Tensor:          # (B, H, T, Dh) the same lengths, turned
     "Turn each pair (i, i + Dh/2) by its place's angle (RoPE, Su et al. 2021)."
     a, b = x.chunk(2, dim=-1)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 # %% ../nbs/31_position.ipynb #alibi-slopes
@@ -137,13 +138,14 @@ def stretched_frequencies(
         return plain / factor, 1.0
     if scaling.kind == "ntk":                             # the last pair by factor, the first stays
         return rope_frequencies(d_head, theta * factor ** (d_head / max(1, d_head - 2))), 1.0
-    if scaling.kind == "llama3":                          # Grattafiori et al. 2024
+    if scaling.kind == "llama3":                          # as in the code of LLaMA 3.1, 2024
         turns = length * plain / (2 * math.pi)
         stay = (turns - scaling.slow_turns) / (scaling.fast_turns - scaling.slow_turns)
         magnitude = 1.0
     else:                                                 # YaRN, Peng et al. 2023
-        first, last = (d_head * math.log(length / (2 * math.pi * turns)) / (2 * math.log(theta))
-                       for turns in (scaling.fast_turns, scaling.slow_turns))
+        # the pair that turns exactly n times in training, for both ends of the ramp
+        first, last = (d_head * math.log(length / (2 * math.pi * n)) / (2 * math.log(theta))
+                       for n in (scaling.fast_turns, scaling.slow_turns))
         first, last = max(math.floor(first), 0), min(math.ceil(last), d_head - 1)
         ramp = torch.arange(d_head // 2, device="cpu").float() - first
         stay = 1 - ramp / max(last - first, 0.001)
@@ -157,17 +159,15 @@ class RotaryPosition(NoPosition):
 
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg)
-        frequencies, magnitude = stretched_frequencies(cfg.d_rotated, cfg.rope_theta,
-                                                       cfg.rope_scaling)
-        places = torch.arange(cfg.context_length, device="cpu").float()
-        angles = torch.outer(places, frequencies)                             # (T, Dh/2)
-        self.register_buffer("cos", angles.cos() * magnitude, persistent=False)
-        self.register_buffer("sin", angles.sin() * magnitude, persistent=False)
+        # no buffer: a model in bfloat16 must not round its clocks
+        self.frequencies, self.magnitude = stretched_frequencies(cfg.d_rotated, cfg.rope_theta,
+                                                                 cfg.rope_scaling)
 
     def rotation(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        "Look up the angles of these places."
-        cos, sin = self.cos[places], self.sin[places]
-        return (cos, sin) if places.dim() == 1 else (cos[:, None], sin[:, None])
+        "Every place times every frequency, as cosines and sines."
+        angles = places[..., None] * self.frequencies.to(places.device)      # (..., T, Dh/2)
+        angles = angles if places.dim() == 1 else angles[:, None]            # for every head
+        return angles.cos() * self.magnitude, angles.sin() * self.magnitude
 
 # %% ../nbs/31_position.ipynb #build-position
 def build_position(
