@@ -1,10 +1,13 @@
 """One token after another, greedily, one text at a time: ours against `transformers`."""
+import tempfile
+
 import torch
 
 from minigpt.config import ModelConfig, count_parameters
 from minigpt.inference import generate
 from minigpt.model import GPT
 from minigpt.sampling import temperature
+from minigpt.weights import to_huggingface
 
 from .measure import Options, Row, alternate, rows_of
 
@@ -24,34 +27,12 @@ def random_model(cfg: ModelConfig) -> GPT:
     return model
 
 
-NAMES = {                    # ours -> theirs, within a block
-    "attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm",
-    "attention.query": "self_attn.q_proj", "attention.key": "self_attn.k_proj",
-    "attention.value": "self_attn.v_proj", "attention.out": "self_attn.o_proj",
-    "mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj",
-}
-
-
-def llama_weights(model: GPT) -> dict[str, torch.Tensor]:
-    "Our weights under the names that `transformers` gives them."
-    ours = dict(model.named_parameters())
-    theirs = {"model.embed_tokens.weight": ours["embedding.weight"],
-              "lm_head.weight": ours["embedding.weight"], "model.norm.weight": ours["norm.weight"]}
-    return theirs | {f"model.layers.{i}.{b}.weight": ours[f"blocks.{i}.{a}.weight"]
-                     for i in range(model.cfg.n_layer) for a, b in NAMES.items()}
-
-
 def llama(model: GPT):           # a LlamaForCausalLM with the same shape and the same weights
     "The same model as `transformers` builds it."
-    from transformers import LlamaConfig, LlamaForCausalLM
-    cfg = model.cfg
-    theirs = LlamaForCausalLM(LlamaConfig(
-        vocab_size=cfg.vocab_size, hidden_size=cfg.d_model, intermediate_size=cfg.d_ff,
-        num_hidden_layers=cfg.n_layer, num_attention_heads=cfg.n_head,
-        num_key_value_heads=cfg.n_kv_head, max_position_embeddings=cfg.context_length,
-        rms_norm_eps=cfg.norm_eps, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None))
-    theirs.load_state_dict(llama_weights(model))
-    return theirs.eval()
+    from transformers import AutoModelForCausalLM
+    with tempfile.TemporaryDirectory() as folder:
+        to_huggingface(folder, model)
+        return AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
 def decode_ours(model: GPT, prompt: list[int], n_tokens: int) -> list[int]:
