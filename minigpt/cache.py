@@ -68,6 +68,14 @@ class KVCache:
         "How much memory the room takes, full or not."
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
 
+    def select(
+        self,
+        rows: Tensor,             # (B',) int64 which rows to keep, in order; one may come twice
+    ) -> None:
+        "Keep some texts of the batch, or put them into another order."
+        for layer in self.layers:
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+
     def truncate(
         self,
         length: int,              # tokens to keep, from the start
