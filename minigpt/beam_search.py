@@ -55,7 +55,7 @@ def beam_search(
         logits = model.logits(model.hidden(fresh, cache)[:, -1])             # (beams, V)
         all_totals = totals[:, None] + logits.double().log_softmax(dim=-1)
         V = logits.shape[1]
-        # twice as many: at most n_beams of them, for one stop token, can end here
+        # enough: each beam can end once with each stop token, and n_beams others go on
         wanted = min(all_totals.numel(), n_beams * (1 + len(stop_ids)))
         best = all_totals.flatten().topk(wanted)
         rows, tokens, kept = [], [], []

@@ -92,7 +92,7 @@ def write(
                 cache.select(kept.to(weight.device))
                 padding = None if padding is None else padding[kept]
             fresh = torch.tensor([[text.ids[-1]] for text in now])
-        going = left
+        going = left                                 # the rows of the cache
         pads = None if padding is None else padding.to(weight.device)
         x = model.hidden(fresh.to(weight.device), cache, pads)[:, -1]        # (B, D)
         yield draw(model.logits(x).float().cpu(), now, texts, rules, stop_ids, allowed)
@@ -109,8 +109,9 @@ def draw(
     "Draw a token for each text that goes on, and note its log-probability before any rule."
     shaped = logits
     if allowed is not None:
-        masks = torch.stack([allowed(text.new) for text in now])[:, :logits.shape[1]]
-        shaped = logits.masked_fill(~masks, -torch.inf)
+        masks = torch.stack([allowed(text.new) for text in now])             # (B, V) or narrower
+        shaped = torch.full_like(logits, -torch.inf)
+        shaped[:, :masks.shape[1]] = logits[:, :masks.shape[1]].masked_fill(~masks, -torch.inf)
     past = pad_left([text.ids for text in now], -1)[0] if rules else None
     rngs = None if now[0].rng is None else [text.rng for text in now]
     tokens = sample(shaped, rules, rngs, past)
@@ -135,6 +136,8 @@ def check_prompts(
     "Refuse what cannot be written. A ValueError says which, and what to do."
     if overflow not in ("refuse", "stop", "slide"):
         raise ValueError(f'overflow={overflow!r} is unknown; choose "refuse", "stop" or "slide"')
+    if max_tokens < 0:
+        raise ValueError(f"max_tokens={max_tokens} must not be negative")
     for text in texts:
         n = len(text.ids)
         if not n:
@@ -142,7 +145,7 @@ def check_prompts(
         if n > limit and overflow != "slide":
             raise ValueError(f"the prompt has {n} tokens, more than context_length={limit}; "
                              'shorten it, or choose overflow="slide" to keep only its end')
-        if overflow == "refuse" and n + max_tokens > limit:
+        if overflow == "refuse" and n + max_tokens - 1 > limit:      # the last is never read
             raise ValueError(f"{n} tokens and {max_tokens} new ones do not fit context_length="
                              f"{limit}; ask for fewer, or choose overflow=\"stop\" or \"slide\"")
 
@@ -183,6 +186,8 @@ class TextStream:
         i: int | None,      # a token id; None: there are no more
     ) -> str:               # what is certain now; often nothing
         "Take one token. After a stop string `stopped` is True, and nothing more comes."
+        if self.stopped:
+            return ""
         raw = b"" if i is None else self.tokenizer.decode_bytes([i])
         self.held += self.decoder.decode(raw, final=i is None)
         ends = [at for s in self.stop if (at := self.held.find(s)) >= 0]

@@ -28,8 +28,8 @@ def temperature(
     def rule(logits: Tensor, past: Tensor | None = None) -> Tensor:
         if t > 0:
             return logits / t
-        best = logits.argmax(dim=-1, keepdim=True)
-        return torch.full_like(logits, -torch.inf).scatter(-1, best, 0.0)
+        best = logits.max(dim=-1, keepdim=True)
+        return torch.full_like(logits, -torch.inf).scatter(-1, best.indices, best.values)
     return rule
 
 # %% ../nbs/50_sampling.ipynb #top-k
@@ -73,7 +73,7 @@ def min_p(
 ) -> Rule:
     "Drop tokens that are too unlikely beside the best one (Nguyen et al. 2024)."
     if not 0 <= p <= 1:
-        raise ValueError(f"min_p={p} must lie between 0 (off) and 1 (only the best)")
+        raise ValueError(f"min_p={p} must lie between 0 (off) and 1 (only the best and its equals)")
 
     def rule(logits: Tensor, past: Tensor | None = None) -> Tensor:
         if p == 0:
@@ -119,7 +119,7 @@ def token_counts(
 def repetition_penalty(
     penalty: float,     # above 1 discourages tokens that were used; 1 changes nothing
 ) -> Rule:
-    "Make used tokens less likely, whatever the sign of their logit (Keskar et al. 2019)."
+    "Make used tokens less likely (Keskar et al. 2019; the sign is handled as by Hugging Face)."
     if not 0 < penalty < float("inf"):
         raise ValueError(f"repetition_penalty={penalty} must be above 0 and finite; "
                          "1 switches it off")
@@ -196,7 +196,8 @@ def sample(
         logits = rule(logits, past)
     probs = logits.float().softmax(dim=-1)
     if probs.isnan().any():
-        raise ValueError("no token is left to draw: the rules forbid all of them")
+        raise ValueError("no token is left to draw: the rules forbid all of them, or the scores "
+                         "are not numbers")
     if isinstance(rng, Sequence):           # a row's draws do not depend on the other rows
         u = torch.stack([torch.rand(1, generator=row, dtype=torch.float64) for row in rng])
     else:

@@ -37,7 +37,10 @@ def chances(
         for rule in rules:
             row = rule(row, past)
         rows.append(row)
-    return torch.cat(rows).double().softmax(dim=-1)
+    result = torch.cat(rows).double().softmax(dim=-1)
+    if result.isnan().any():
+        raise ValueError("no token is left to draw: the rules forbid all of them")
+    return result
 
 # %% ../nbs/54_speculative.ipynb #accept
 def accept(
@@ -89,8 +92,8 @@ def speculative_generate(
     rng: torch.Generator | None = None,     # the source of chance
     stop_ids: Sequence[int] = (),           # tokens that end the text; they are not given out
     tally: Tally | None = None,             # counts rounds and accepted proposals
-) -> Iterator[int]:                         # new token ids, as `generate` would draw them
-    "Draft and verify: several tokens for one pass of the large model (Leviathan et al. 2023)."
+) -> Iterator[int]:                         # new ids, distributed as those of `generate`
+    "Draft and verify, up to the end of the shorter context (Leviathan et al. 2023)."
     if model.cfg.vocab_size != draft.cfg.vocab_size:
         raise ValueError(f"the draft has vocab_size={draft.cfg.vocab_size}, the model "
                          f"{model.cfg.vocab_size}; they must share their tokens")

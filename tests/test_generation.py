@@ -114,8 +114,8 @@ def test_batches_equal_single_texts_beyond_the_end_of_the_context(overflow, chan
 
 
 def test_refuse_refuses_before_it_begins(shipped):
-    with pytest.raises(ValueError, match="250 new ones do not fit context_length=256"):
-        complete_batch(*shipped, ["Once upon a time there was"], 250, overflow="refuse")
+    with pytest.raises(ValueError, match="260 new ones do not fit context_length=256"):
+        complete_batch(*shipped, ["Once upon a time there was"], 260, overflow="refuse")
     assert complete_batch(*shipped, ["Once"], 5, overflow="refuse")[0].finish == "length"
 
 
