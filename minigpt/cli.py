@@ -67,8 +67,9 @@ def ask_command(args: argparse.Namespace) -> None:
 def tokenize_command(args: argparse.Namespace) -> None:
     "Print one token a line: id, bytes, text."
     from minigpt.checkpoint import model_folder
-    from minigpt.tokenizer import Tokenizer
-    tokenizer = Tokenizer.load(model_folder(args.checkpoint) / "tokenizer.json")
+    from minigpt.weights import open_tokenizer, read_json
+    folder = model_folder(args.checkpoint)
+    tokenizer = open_tokenizer(folder, read_json(folder / "config.json"))
     text = prompt_of(args)
     ids = tokenizer.encode(text)
     for i in ids:
@@ -79,9 +80,10 @@ def tokenize_command(args: argparse.Namespace) -> None:
 # %% ../nbs/75_cli.ipynb #info-command
 def info_command(args: argparse.Namespace) -> None:
     "Print a model's shape and size, and what is written down about its origin."
-    from minigpt.checkpoint import load_model, model_folder
+    from minigpt.checkpoint import model_folder
     from minigpt.config import count_parameters
-    model, _ = load_model(args.checkpoint)
+    from minigpt.weights import open_model
+    model, _ = open_model(args.checkpoint)
     folder = model_folder(args.checkpoint)
     print(args.checkpoint or folder)
     for part, n in count_parameters(model.cfg).items():

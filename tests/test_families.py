@@ -562,6 +562,10 @@ def test_open_model_opens_either_kind(folder, tmp_path, capsys):
     arguments = ["--checkpoint", str(folder), "--max-tokens", "5", "The cat"]
     assert main(["generate", *arguments]) == 0
     assert capsys.readouterr().out.startswith("The cat")
+    assert main(["tokenize", "--checkpoint", str(folder), "The cat"]) == 0
+    assert capsys.readouterr().out.endswith("7 bytes\n")
+    assert main(["info", "--checkpoint", str(folder)]) == 0
+    assert "rope_scaling" in capsys.readouterr().out
     (folder / "tokenizer.json").unlink()
     assert main(["generate", *arguments]) == 2
     assert "holds no tokenizer.json" in capsys.readouterr().err
