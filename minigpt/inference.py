@@ -36,6 +36,11 @@ class Writing:
         return self.ids[self.start:]
 
     @property
+    def length(self) -> int:
+        "How many tokens the model sees."
+        return len(self.ids) - self.start
+
+    @property
     def new(self) -> list[int]:
         "The tokens that were written."
         return self.ids[self.n_prompt:]
@@ -68,63 +73,69 @@ def write(
     "Prefill once, then draw a token for every text at a time, until all are done."
     limit, weight = model.cfg.context_length, model.embedding.weight
     check_prompts(texts, limit, max_tokens, overflow)
-    cache, going, padding, room = None, [], None, 0
+    past = pad_left([text.ids for text in texts], -1)[0]                     # (B, S)
+    cache, going, padding, room = None, list(range(len(texts))), None, 0
     for n in range(max_tokens + 1):
         for text in (text for text in texts if not text.done):
             if n == max_tokens:
                 text.done = "length"
-            elif len(text.window) > limit and overflow != "slide":
+            elif text.length > limit and overflow != "slide":
                 text.done = "context"
-            elif len(text.window) > limit:
+            elif text.length > limit:
                 text.start = len(text.ids) - (limit if n == 0 else max(1, limit // 2))
                 cache = None
         left = [i for i, text in enumerate(texts) if not text.done]
         if not left:
             return
         now = [texts[i] for i in left]
+        kept = torch.tensor([going.index(i) for i in left])      # the others have finished
+        if n:
+            newest = torch.tensor([[text.ids[-1]] for text in now])          # (B, 1)
+            past = torch.cat((past[kept], newest), dim=1)
         if cache is None or cache.length == room:    # the beginning, after a slide, or room is out
             fresh, padding = pad_left([text.window for text in now], 0)
             room = min(limit, fresh.shape[1] + max_tokens - n)
             cache = KVCache(model.cfg, len(now), room, weight.dtype, weight.device)
         else:
-            if left != going:                        # somebody has finished
-                kept = torch.tensor([going.index(i) for i in left])
+            if left != going:
                 cache.select(kept.to(weight.device))
                 padding = None if padding is None else padding[kept]
-            fresh = torch.tensor([[text.ids[-1]] for text in now])
-        going = left                                 # the rows of the cache
+            fresh = newest
+        going = left                                 # the rows of the cache and of the past
         pads = None if padding is None else padding.to(weight.device)
         x = model.hidden(fresh.to(weight.device), cache, pads)[:, -1]        # (B, D)
-        yield draw(model.logits(x).float().cpu(), now, texts, rules, stop_ids, allowed)
+        logits = model.logits(x).float().cpu()                               # (B, V)
+        tokens = dict(zip(left, draw(logits, now, past, rules, stop_ids, allowed)))
+        yield [tokens.get(i) for i in range(len(texts))]
 
 # %% ../nbs/52_inference.ipynb #draw
 def draw(
-    logits: Tensor,                     # (B, V) for those that go on
-    now: list[Writing],                 # those that go on; changed in place
-    texts: list[Writing],               # all
+    logits: Tensor,                     # (B, V)
+    texts: list[Writing],               # B texts; changed in place
+    past: Tensor,                       # (B, S) int64 their tokens; -1 before a shorter one begins
     rules: Sequence[Rule],
     stop_ids: Collection[int],
     allowed: Allowed | None,
-) -> list[int | None]:                  # a token for each of all; None for those that are done
-    "Draw a token for each text that goes on, and note its log-probability before any rule."
+) -> list[int | None]:                  # a token for each; None for a text that stops here
+    "Draw a token for each text, and note its log-probability before any rule."
     shaped = logits
     if allowed is not None:
-        masks = torch.stack([allowed(text.new) for text in now])             # (B, V) or narrower
+        masks = torch.stack([allowed(text.new) for text in texts])           # (B, V) or narrower
         shaped = torch.full_like(logits, -torch.inf)
         shaped[:, :masks.shape[1]] = logits[:, :masks.shape[1]].masked_fill(~masks, -torch.inf)
-    past = pad_left([text.ids for text in now], -1)[0] if rules else None
-    rngs = None if now[0].rng is None else [text.rng for text in now]
+    rngs = None if texts[0].rng is None else [text.rng for text in texts]
     tokens = sample(shaped, rules, rngs, past)
     logprobs = logits.log_softmax(dim=-1).gather(1, tokens[:, None]).squeeze(1)
-    drawn: dict[int, int] = {}
-    for text, token, logprob in zip(now, tokens.tolist(), logprobs.tolist()):
+    drawn: list[int | None] = []
+    for text, token, logprob in zip(texts, tokens.tolist(), logprobs.tolist()):
         if token in stop_ids:
             text.done = "stop"
-            continue
-        text.ids.append(token)
-        text.logprobs.append(logprob)
-        drawn[id(text)] = token
-    return [drawn.get(id(text)) for text in texts]
+            drawn.append(None)
+        else:
+            text.ids.append(token)
+            text.logprobs.append(logprob)
+            drawn.append(token)
+    return drawn
 
 # %% ../nbs/52_inference.ipynb #check-prompts
 def check_prompts(
@@ -282,7 +293,6 @@ def complete_batch(
                 pieces[row] += streams[row].push(token)
                 if streams[row].stopped:
                     texts[row].done = "stop"
-    pieces = [piece + ("" if stream.stopped else stream.push(None))
-              for piece, stream in zip(pieces, streams)]
+    pieces = [piece + stream.push(None) for piece, stream in zip(pieces, streams)]
     return [Completion(piece, tuple(text.new), tuple(text.logprobs), text.done)
             for piece, text in zip(pieces, texts)]

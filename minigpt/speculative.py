@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .cache import KVCache
 from .model import GPT
-from .sampling import Rule, pick
+from .sampling import Rule, pick, uniform
 
 # %% ../nbs/54_speculative.ipynb #tally
 @dataclass
@@ -57,9 +57,8 @@ def accept(
             kept.append(token)
             continue
         rest = (p[t] - q[t]).clamp(min=0)
-        return [*kept, int(pick(rest[None] / rest.sum(), 1 - u[1].view(1, 1)))]
-    u = torch.rand(1, 1, generator=rng, dtype=torch.float64)
-    return [*kept, int(pick(p[-1:], 1 - u))]
+        return [*kept, int(pick(rest[None], 1 - u[1].view(1, 1)))]
+    return [*kept, int(pick(p[-1:], uniform(1, rng)))]
 
 # %% ../nbs/54_speculative.ipynb #propose
 def propose(
@@ -76,8 +75,7 @@ def propose(
         text = [*ids, *proposed]
         logits = draft(torch.tensor([text[cache.length:]]), cache)[0, -1:]
         rows.append(chances(logits, rules, text))
-        u = torch.rand(1, 1, generator=rng, dtype=torch.float64)
-        proposed.append(int(pick(rows[-1], 1 - u)))
+        proposed.append(int(pick(rows[-1], uniform(1, rng))))
     return proposed, torch.cat(rows)
 
 # %% ../nbs/54_speculative.ipynb #speculative-generate

@@ -43,7 +43,7 @@ class Family:
     model_type: str                     # as in their config.json
     fields: dict[str, str]              # our config field -> their key
     fixed: dict[str, object]            # our config fields that the architecture decides
-    expects: dict[str, object]          # their keys that must have this value, if present
+    expects: dict[str, tuple]           # their key -> values that we know; we write the first
     names: dict[str, Place]             # our parameter -> where it lies
     defaults: dict[str, object]         # their keys that may be absent
     prefix: str                         # some files leave this out before every name
@@ -315,16 +315,18 @@ def check_tensors(
 ) -> dict[str, str]:                                # a name in the files -> its full name
     "Compare names and shapes before a single weight is read."
     own, found, extra = dict(model.named_parameters()), {}, []
+    missing = set(wanted)
     for shard in shards:
         for raw, tensor in read_shard(shard):
             name = raw if raw in wanted else family.prefix + raw
             if name in wanted:
-                if name in found.values():
+                if name not in missing:
                     raise ValueError(f"{shard}: {raw} is there twice; fetch the checkpoint again")
                 if tensor.get_dtype() not in ("F64", "F32", "F16", "BF16"):
                     raise ValueError(f"{shard}: {raw} is stored as {tensor.get_dtype()}; minigpt "
                                      "reads plain numbers of 16, 32 or 64 bits")
                 found[raw] = name
+                missing.remove(name)
                 ours, place = wanted[name][0]
                 expected, shape = their_shape(own[ours].shape, place), tuple(tensor.get_shape())
                 if shape != expected:
@@ -332,8 +334,7 @@ def check_tensors(
                                      "they do not belong together")
             elif not (re.fullmatch(family.ignore, raw) or raw == "lm_head.weight"):
                 extra.append(raw)
-    missing = sorted(wanted.keys() - found.values())
-    for word, names in (("lacks", missing), ("has the unknown", sorted(extra))):
+    for word, names in (("lacks", sorted(missing)), ("has the unknown", sorted(extra))):
         if names:
             raise ValueError(f"{shards[0].parent} {word} {', '.join(names[:3])}"
                              f"{' and more' if len(names) > 3 else ''}; its config.json "

@@ -71,7 +71,6 @@ def test_a_text_does_not_depend_on_its_batch(shipped):
 def test_log_probabilities_are_the_model_s_own(shipped):
     model, tokenizer = shipped
     for done in complete_batch(model, tokenizer, PROMPTS, 12, [temperature(0.5), top_k(3)]):
-        ids = [*tokenizer.prompt_ids(PROMPTS[0]), *done.ids]
         assert len(done.logprobs) == len(done.ids)
     prompt = tokenizer.prompt_ids(PROMPTS[0])
     first = complete_batch(model, tokenizer, PROMPTS[:1], 12, [temperature(0.5), top_k(3)])[0]
