@@ -99,10 +99,12 @@ class CausalSelfAttention(nn.Module):
         self,
         x: Tensor,                                          # (B, T, D) the tokens' vectors, normed
         rotation: tuple[Tensor, Tensor] | None = None,      # cosines and sines of their places
-    ) -> tuple[Tensor, Tensor, Tensor]:                     # q (B, H, T, Dh); k, v (B, G, T, Dh)
+        source: Tensor | None = None,                       # (B, S, D) the asked; None: x itself
+    ) -> tuple[Tensor, Tensor, Tensor]:                     # q (B, H, T, Dh); k, v (B, G, S, Dh)
         "Make queries, keys and values, and turn queries and keys to their places."
-        q, k, v = (split_heads(layer(x), self.d_head)
-                   for layer in (self.query, self.key, self.value))
+        source = x if source is None else source
+        q, k, v = (split_heads(layer(asker), self.d_head) for layer, asker in (
+            (self.query, x), (self.key, source), (self.value, source)))
         if self.query_scale is not None:
             q, k = (F.rms_norm(h, (self.d_head,), scale, self.norm_eps)
                     for h, scale in ((q, self.query_scale), (k, self.key_scale)))

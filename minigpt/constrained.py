@@ -53,10 +53,9 @@ class Constraint:
         self,
         tokenizer: Tokenizer,
         grammar: str,            # as llguidance writes it; use one of the three makers below
-        vocab_size: int | None = None,      # of the model, if it has more rows
     ):
         lib = grammar_library()
-        self.vocab_size = vocab_size or tokenizer.vocab_size
+        self.vocab_size = tokenizer.vocab_size
         wrapped = lib.TokenizerWrapper(Vocabulary(tokenizer))
         matcher = lib.LLMatcher(lib.LLTokenizer(wrapped, n_vocab=self.vocab_size), grammar)
         if matcher.is_error():
@@ -85,7 +84,7 @@ class Constraint:
     def __call__(
         self,
         ids: Sequence[int],      # the tokens written so far
-    ) -> Tensor:                 # (V,) bool, True where a token may follow
+    ) -> Tensor:                 # (V,) bool of the tokenizer, True where a token may follow
         "Which tokens leave the text on its way to something that fits."
         mask = torch.frombuffer(bytearray(self.after(ids).compute_bitmask()), dtype=torch.uint8)
         bits = (mask[:, None] >> torch.arange(8)) & 1
@@ -97,7 +96,6 @@ class Constraint:
 def fits_schema(
     tokenizer: Tokenizer,
     schema: dict,                        # JSON schema
-    vocab_size: int | None = None,       # of the model, if it has more rows
     separators: tuple[str, str] = (", ", ": "),      # between items, and after a key
 ) -> Constraint:
     "The text is a JSON document that fits a schema, with spaces as Python's json writes them."
@@ -105,25 +103,23 @@ def fits_schema(
              "key_separator": separators[1]}
     maker = grammar_library().LLMatcher.grammar_from_json_schema
     grammar = maker(json.dumps(schema), overrides=style)
-    return Constraint(tokenizer, grammar, vocab_size)
+    return Constraint(tokenizer, grammar)
 
 
 def fits_regex(
     tokenizer: Tokenizer,
     pattern: str,                        # a regular expression that the whole text must match
-    vocab_size: int | None = None,       # of the model, if it has more rows
 ) -> Constraint:
     "The whole text matches a regular expression."
     grammar = grammar_library().LLMatcher.grammar_from_regex(pattern)
-    return Constraint(tokenizer, grammar, vocab_size)
+    return Constraint(tokenizer, grammar)
 
 
 def is_one_of(
     tokenizer: Tokenizer,
     choices: Sequence[str],              # at least one
-    vocab_size: int | None = None,       # of the model, if it has more rows
 ) -> Constraint:
     "The text is exactly one of the choices."
     if not choices or isinstance(choices, str):
         raise ValueError(f"choices={choices!r} must be a list with at least one text")
-    return fits_regex(tokenizer, "|".join(re.escape(c) for c in choices), vocab_size)
+    return fits_regex(tokenizer, "|".join(re.escape(c) for c in choices))

@@ -9,10 +9,10 @@ __all__ = ['length_mask', 'CrossAttention', 'DecoderBlock', 'EncoderDecoder']
 import torch
 from torch import Tensor, nn
 
-from .attention import attend_fused, join_heads, split_heads
+from .attention import CausalSelfAttention, attend_fused, join_heads
 from .block import Block
 from .config import ModelConfig
-from .model import initialise
+from .model import check_length, initialise, token_places
 from .norm import build_norm
 from .position import build_position
 
@@ -28,17 +28,8 @@ def length_mask(
     return torch.arange(S, device=device) >= lengths[:, None, None, None]
 
 # %% ../nbs/39_encoder_decoder.ipynb #cross-attention
-class CrossAttention(nn.Module):
+class CrossAttention(CausalSelfAttention):
     "One text asks another: queries from here, keys and values from the encoder's memory."
-
-    def __init__(self, cfg: ModelConfig):
-        super().__init__()
-        self.d_head = cfg.d_head
-        d_q, d_kv = cfg.n_head * cfg.d_head, cfg.n_kv_head * cfg.d_head
-        self.query = nn.Linear(cfg.d_model, d_q, bias=cfg.bias)
-        self.key = nn.Linear(cfg.d_model, d_kv, bias=cfg.bias)
-        self.value = nn.Linear(cfg.d_model, d_kv, bias=cfg.bias)
-        self.out = nn.Linear(d_q, cfg.d_model, bias=cfg.bias)
 
     def forward(
         self,
@@ -47,8 +38,7 @@ class CrossAttention(nn.Module):
         mask: Tensor,      # (B, 1, 1, S) bool, True where the source is only filling
     ) -> Tensor:           # (B, T, D) what each token gathered from the source
         "Look at the whole source: it lies there finished, so nothing is future."
-        q = split_heads(self.query(x), self.d_head)
-        k, v = (split_heads(layer(memory), self.d_head) for layer in (self.key, self.value))
+        q, k, v = self.project(x, source=memory)
         return self.out(join_heads(attend_fused(q, k, v, mask)))
 
 # %% ../nbs/39_encoder_decoder.ipynb #decoder-block
@@ -94,10 +84,8 @@ class EncoderDecoder(nn.Module):
 
     def embed(self, ids: Tensor, start: int = 0) -> tuple[Tensor, tuple | None]:
         "Vectors (B, T, D) with their places, and the rotation of these places."
-        places = torch.arange(start, start + ids.shape[1], device=ids.device)
-        if len(places) and start + len(places) > self.cfg.context_length:
-            raise ValueError(f"{start + len(places)} tokens do not fit context_length="
-                             f"{self.cfg.context_length}; shorten the text")
+        check_length(start + ids.shape[1], self.cfg)
+        places = token_places(start, ids.shape[1], device=ids.device)
         return self.position.embed(self.embedding(ids), places), self.position.rotation(places)
 
     def encode(
