@@ -14,7 +14,7 @@ SECTIONS = {
     "tokenizer": "Tokenizer",
     "training": "Training",
     "quality": "Time to a validation loss",
-    "decoding": "Decoding, greedy, batch 1",
+    "decoding": "Decoding, greedy, float32",
 }
 
 

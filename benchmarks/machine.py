@@ -1,5 +1,6 @@
 """What the figures were measured on: a figure without its machine means nothing."""
 import platform
+import re
 import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -54,6 +55,15 @@ def describe(options: Options) -> dict:
         "commit": (output_of("git", "rev-parse", "--short", "HEAD") or "unknown") + changed,
         "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC",
     }
+
+
+def peak_memory() -> float:      # MB
+    "The most memory that this process has held so far."
+    status = Path("/proc/self/status")              # Linux: getrusage would count the parent's, too
+    if status.exists():
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1000
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 class MatmulPeak:

@@ -33,6 +33,7 @@ def seconds(work: Callable[[], object]) -> float:
 def alternate(
     contestants: dict[str, Callable[[], object]],   # name -> one round of its work
     rounds: int,                                    # measured rounds; one more warms up
+    pause: float = 0.0,                             # seconds before each, so that threads go idle
 ) -> dict[str, list[float]]:                        # name -> seconds, one a round
     "Time the contestants in turn, A B A B ..., so that a slow minute of the machine hits them all."
     for work in contestants.values():
@@ -40,6 +41,7 @@ def alternate(
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, work in contestants.items():
+            time.sleep(pause)
             times[name].append(seconds(work))
     return times
 

@@ -29,7 +29,8 @@ def temperature(
         if t > 0:
             return logits / t
         best = logits.max(dim=-1, keepdim=True)
-        return torch.full_like(logits, -torch.inf).scatter(-1, best.indices, best.values)
+        return torch.full_like(logits, -torch.inf).scatter_(-1, best.indices, best.values)
+    rule.greedy = t == 0             # `sample` need not spin a wheel with one slice
     return rule
 
 # %% ../nbs/50_sampling.ipynb #top-k
@@ -184,8 +185,8 @@ def pick(
     u: Tensor,          # (B, 1) a number above 0 and at most 1 for each row
 ) -> Tensor:            # (B,) int64
     "Walk along the chances until u of them is behind you: the token there is drawn."
-    ladder = probs.double().cumsum(dim=-1)
-    return (ladder < u * ladder[:, -1:]).sum(dim=-1)
+    ladder = probs.cumsum(dim=-1, dtype=torch.float64)
+    return torch.searchsorted(ladder, u * ladder[:, -1:]).squeeze(1)
 
 # %% ../nbs/50_sampling.ipynb #uniform
 def uniform(
@@ -193,9 +194,9 @@ def uniform(
     rng: torch.Generator | Sequence[torch.Generator] | None = None,    # one, or one for each row
 ) -> Tensor:                                                           # (B, 1) float64
     "A number above 0 and at most 1 for each row; with sources of their own rows stay apart."
-    if isinstance(rng, Sequence):
-        return 1 - torch.stack([torch.rand(1, generator=row, dtype=torch.float64) for row in rng])
-    return 1 - torch.rand(n_rows, 1, generator=rng, dtype=torch.float64)
+    sources = [(rng, n_rows)] if not isinstance(rng, Sequence) else [(row, 1) for row in rng]
+    draws = [torch.rand(n, 1, generator=source, dtype=torch.float64) for source, n in sources]
+    return 1 - (draws[0] if len(draws) == 1 else torch.cat(draws))
 
 # %% ../nbs/50_sampling.ipynb #sample
 def sample(
@@ -207,8 +208,12 @@ def sample(
     "Let the rules reshape the distribution, then draw from what is left."
     for rule in rules:
         logits = rule(logits, past)
-    probs = logits.float().softmax(dim=-1)
-    if probs.isnan().any():
+    if greedy := any(getattr(rule, "greedy", False) for rule in rules):
+        best, tokens = logits.max(dim=-1)
+    else:
+        probs = logits.float().softmax(dim=-1)
+        best = probs[:, 0]                  # one NaN, or no score at all, makes all of a row NaN
+    if not all(math.isfinite(x) for x in best.tolist()):
         raise ValueError("no token is left to draw: the rules forbid all of them, or the scores "
                          "are not numbers")
-    return pick(probs, uniform(len(probs), rng).to(probs.device))
+    return tokens if greedy else pick(probs, uniform(len(probs), rng).to(probs.device))
