@@ -355,7 +355,7 @@ class Decoder:
         return torch.from_numpy(np.ascontiguousarray(np.atleast_2d(self.head(self.norm(x)))))
 
 # %% ../nbs/51_kv_cache.ipynb #choose-layout
-IN_CACHE = 2**25       # bytes; up to about this size the weights stay in a processor's own memory
+IN_CACHE = 2**24       # bytes; up to about this size the weights stay in a processor's own memory
 
 
 def choose_layout(
