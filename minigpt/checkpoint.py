@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['fingerprint', 'write_whole', 'save_tensors', 'load_tensors', 'model_tensors', 'fill_model', 'pack_optimizers',
-           'unpack_optimizers', 'checkpoints_in', 'save_checkpoint', 'load_checkpoint', 'save_model', 'shipped_model',
-           'model_folder', 'load_model']
+           'unpack_optimizers', 'checkpoints_in', 'only_run', 'save_checkpoint', 'load_checkpoint', 'save_model',
+           'shipped_model', 'model_folder', 'load_model']
 
 # %% ../nbs/43_checkpoints.ipynb #imports
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -45,14 +47,21 @@ def write_whole(
 ) -> None:
     "Write beside, flush, rename: at every instant the old or the new file stands there whole."
     beside = path.with_name(path.name + ".tmp")
-    write(beside)
-    with open(beside, "rb+") as f:
-        os.fsync(f.fileno())
-    os.replace(beside, path)
-    if os.name == "posix":                       # the rename itself must reach the disk too
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+    try:
+        write(beside)
+        with open(beside, "rb+") as f:
+            os.fsync(f.fileno())
+        os.replace(beside, path)
+        if os.name == "posix":                   # the rename itself must reach the disk too
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
+    except (OSError, SafetensorError) as e:      # a full disk, a folder that may not be written
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        reason = getattr(e, "strerror", None) or e
+        raise OSError(f"{path} could not be written ({reason}); what stood there before is "
+                      "untouched. Make room or choose another folder, and go on") from e
 
 # %% ../nbs/43_checkpoints.ipynb #save-tensors
 def save_tensors(
@@ -161,6 +170,27 @@ def checkpoints_in(
 ) -> list[Path]:             # oldest first
     "The whole checkpoints of a run; a file that was never finished is not among them."
     return sorted(Path(folder).glob("checkpoint-*.safetensors"))
+
+# %% ../nbs/43_checkpoints.ipynb #only-run
+@contextmanager
+def only_run(
+    folder: str | Path,      # a run's folder
+) -> Iterator[None]:
+    "Keep other runs out while this one writes; the system lets go even of a killed one's lock."
+    lock = FileLock(Path(folder) / "run.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as e:
+        raise ValueError(f"another run is writing to {folder}; wait until it ends, or choose "
+                         "another folder") from e
+    except OSError as e:
+        raise OSError(f"{folder} cannot be written ({e.strerror}); choose another folder") from e
+    try:
+        for unfinished in Path(folder).glob("*.tmp"):
+            unfinished.unlink()
+        yield
+    finally:
+        lock.release()
 
 # %% ../nbs/43_checkpoints.ipynb #save-checkpoint
 def save_checkpoint(

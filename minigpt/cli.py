@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['prompt_of', 'print_stream', 'generate_command', 'ask_command', 'tokenize_command', 'info_command', 'choose_recipe',
-           'stop_signal', 'trim_log', 'progress_line', 'train_command', 'Parser', 'build_parser', 'main']
+           'stop_signal', 'progress_line', 'train_command', 'Parser', 'build_parser', 'main']
 
 # %% ../nbs/75_cli.ipynb #imports
 import argparse
@@ -13,7 +13,6 @@ import math
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -100,7 +99,7 @@ def info_command(args: argparse.Namespace) -> None:
 # %% ../nbs/75_cli.ipynb #choose-recipe
 def choose_recipe(args: argparse.Namespace) -> tuple:      # a Recipe and the Path of its folder
     "The recipe that the options describe, prepared in its folder."
-    from minigpt.recipe import RECIPES, prepare, read_recipe
+    from minigpt.recipe import RECIPES, is_started, prepare, read_recipe
     if args.resume:
         fixed = [f"--{name}" for name in ("recipe", "data", "out", "steps", "minutes", "seed")
                  if getattr(args, name) is not None]
@@ -113,7 +112,7 @@ def choose_recipe(args: argparse.Namespace) -> tuple:      # a Recipe and the Pa
         raise ValueError(f"--recipe {name} is unknown; choose from {', '.join(RECIPES)}")
     if args.minutes is not None and not 0 < args.minutes < math.inf:
         raise ValueError(f"--minutes {args.minutes} must be above 0")
-    if folder.exists() and any(folder.iterdir()):
+    if is_started(folder):
         raise ValueError(f'{folder} is not empty; go on with --resume "{folder}", '
                          "or choose another --out")
     changes = {"data": args.data, "steps": args.steps, "seed": args.seed}
@@ -133,16 +132,6 @@ def stop_signal() -> Iterator[Callable[[], bool]]:     # tells whether somebody 
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-# %% ../nbs/75_cli.ipynb #trim-log
-def trim_log(
-    path: Path,        # a run's log.jsonl
-    done: int,         # steps that the newest checkpoint has behind it
-) -> None:
-    "Drop the rows that a resumed run will write again, and a half-written last one."
-    rows = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    kept = [row for row in rows if row.endswith("}\n") and json.loads(row)["step"] <= done]
-    path.write_text("".join(kept), encoding="utf-8")
 
 # %% ../nbs/75_cli.ipynb #progress-line
 def progress_line(
@@ -166,27 +155,19 @@ def train_command(args: argparse.Namespace) -> None:
     recipe, folder = choose_recipe(args)
     size, done = count_parameters(recipe.model)["total"], steps_done(folder)
     print(f"{size:,} parameters, {recipe.steps} steps, seed {recipe.seed}", file=sys.stderr)
-    trim_log(folder / "log.jsonl", done)
-    validation, n_tokens, start = math.nan, 0, time.perf_counter()
-    reports = run(folder, recipe)
-    with (open(folder / "log.jsonl", "a", encoding="utf-8", buffering=1) as log,
-          stop_signal() as stopped,
-          tqdm(total=recipe.steps, initial=done, unit="step", disable=None) as bar):
+    validation = math.nan
+    reports = run(folder, recipe, tensorboard=args.tensorboard)
+    with stop_signal() as stopped, \
+            tqdm(total=recipe.steps, initial=done, unit="step", disable=None) as bar:
         for report in reports:
-            step = report.step
-            n_tokens += step.n_tokens
-            seconds = time.perf_counter() - start
-            speed = n_tokens / seconds
-            row = {"step": step.n, "loss": step.loss, "lr": step.lr, "grad_norm": step.grad_norm,
-                   "tokens_per_second": round(speed), "seconds": round(seconds, 1)}
+            step, row = report.step, report.row
             if report.validation is not None:
-                validation = row["validation"] = report.validation
+                validation = report.validation
                 if bar.disable:
                     print(progress_line(row, recipe.steps, step.n_tokens), file=sys.stderr,
                           flush=True)
-            log.write(json.dumps(row) + "\n")
-            bar.set_postfix_str(f"loss {step.loss:.3f} val {validation:.3f} {speed:,.0f} tok/s",
-                                refresh=False)
+            bar.set_postfix_str(f"loss {step.loss:.3f} val {validation:.3f} "
+                                f"{report.tokens_per_second:,.0f} tok/s", refresh=False)
             bar.update(step.n - bar.n)
             if stopped() and step.n < recipe.steps:
                 reports.close()                        # saves
@@ -247,6 +228,8 @@ def build_parser() -> Parser:     # knows every command and option
     length = sub.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="optimizer steps; the recipe's by default")
     length.add_argument("--minutes", type=float, help="as many steps as fit into this time")
+    sub.add_argument("--tensorboard", action="store_true",
+                     help="write TensorBoard's files beside log.jsonl, too")
     sub.add_argument("--seed", type=int, help="of weights, text and order; the recipe's by default")
     return parser
 

@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'Recipe', 'documents_of', 'build', 'steps_for', 'write_recipe', 'prepare', 'read_recipe', 'steps_done',
-           'Report', 'run']
+           'is_started', 'trim_log', 'Report', 'logs', 'run']
 
 # %% ../nbs/47_recipe.ipynb #imports
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from .checkpoint import checkpoints_in, load_checkpoint, save_checkpoint
-from .checkpoint import save_model, write_whole
+from .checkpoint import checkpoints_in, load_checkpoint, only_run
+from .checkpoint import save_checkpoint, save_model, write_whole
 from .config import ModelConfig
 from .data import Batches, encode_documents, load_tokens, read_documents
 from .data import save_tokens, split_documents, stdlib_text
@@ -155,6 +156,24 @@ def steps_done(folder: str | Path) -> int:      # 0 for a run that has no checkp
     found = checkpoints_in(folder)
     return int(found[-1].stem.removeprefix("checkpoint-")) if found else 0
 
+# %% ../nbs/47_recipe.ipynb #is-started
+def is_started(folder: str | Path) -> bool:
+    "Whether a folder holds a run or anything else that is not ours to write over."
+    ours = {"train.npy", "validation.npy", "tokenizer.json", "config.json", "run.lock"}
+    folder = Path(folder)            # what a preparation leaves that was stopped before its end
+    return folder.exists() and any(f.name not in ours and f.suffix != ".tmp"
+                                   for f in folder.iterdir())
+
+# %% ../nbs/47_recipe.ipynb #trim-log
+def trim_log(
+    path: Path,        # a run's log.jsonl
+    done: int,         # steps that the newest checkpoint has behind it
+) -> None:
+    "Drop the rows that a resumed run will write again, and a half-written last one."
+    rows = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    kept = [row for row in rows if row.endswith("}\n") and json.loads(row)["step"] <= done]
+    path.write_text("".join(kept), encoding="utf-8")
+
 # %% ../nbs/47_recipe.ipynb #report
 @dataclass(frozen=True)
 class Report:
@@ -162,6 +181,42 @@ class Report:
     step: Step                    # the training step
     steps: int                    # steps in all
     validation: float | None      # nats a token on held-out text, where it was measured
+    seconds: float                # since the run began or was resumed
+    tokens_per_second: float      # since then
+
+    @property
+    def row(self) -> dict:        # of log.jsonl
+        "The report as one row of the log."
+        row = {"step": self.step.n, "loss": self.step.loss, "lr": self.step.lr,
+               "grad_norm": self.step.grad_norm, "seconds": round(self.seconds, 1),
+               "tokens_per_second": round(self.tokens_per_second)}
+        return row if self.validation is None else row | {"validation": self.validation}
+
+# %% ../nbs/47_recipe.ipynb #logs
+@contextmanager
+def logs(
+    folder: Path,          # a run's folder
+    tensorboard: bool,     # write TensorBoard's files, too
+) -> Iterator[Callable[[Report], None]]:
+    "Where reports go: one row of JSON each, at once, and TensorBoard if it is wanted."
+    writer = None
+    if tensorboard:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as e:
+            raise ValueError("tensorboard is not installed; run: pip install tensorboard") from e
+        writer = SummaryWriter(str(folder / "tensorboard"))
+    with open(folder / "log.jsonl", "a", encoding="utf-8", buffering=1) as log:
+        def write(report: Report) -> None:
+            log.write(json.dumps(report.row) + "\n")
+            for name, value in report.row.items() if writer else ():
+                if name not in ("step", "seconds"):
+                    writer.add_scalar(name, value, report.step.n)
+        try:
+            yield write
+        finally:
+            if writer:
+                writer.close()
 
 # %% ../nbs/47_recipe.ipynb #run
 def run(
@@ -169,36 +224,47 @@ def run(
     recipe: Recipe,
     evaluate_every: int = 200,      # steps between looks at the validation text
     save_every: int = 200,          # steps between checkpoints
+    tensorboard: bool = False,      # write TensorBoard's files, too
 ) -> Iterator[Report]:              # one report a step; closing the iterator saves
-    "Train from the newest checkpoint or from the start; save at intervals and on a stop."
+    "Train from the newest checkpoint or from the start; log, save at intervals and on a stop."
     folder = Path(folder)
-    batches = Batches(load_tokens(folder / "train.npy"), recipe.batch_size,
-                      recipe.model.context_length, recipe.seed)
-    held_out = load_tokens(folder / "validation.npy")
-    model, optimizers = build(recipe)
-    done = saved = 0
-    if checkpoints_in(folder):
-        done = saved = load_checkpoint(checkpoints_in(folder)[-1], model, optimizers)["step"]
-    schedule = partial(trapezoid, steps=recipe.steps, warmup=int(recipe.warmup * recipe.steps),
-                       cooldown=int(recipe.cooldown * recipe.steps))
-    validation = None
-    try:
-        for step in train(model, batches, optimizers, recipe.steps, schedule, recipe.n_micro,
-                          recipe.max_grad_norm, first_step=done):
-            done, last = step.n, step.n == recipe.steps
-            validation = None
-            if last or done % evaluate_every == 0:
+    with only_run(folder):
+        batches = Batches(load_tokens(folder / "train.npy"), recipe.batch_size,
+                          recipe.model.context_length, recipe.seed)
+        held_out = load_tokens(folder / "validation.npy")
+        model, optimizers = build(recipe)
+        done = saved = n_tokens = 0
+        if checkpoints_in(folder):
+            done = saved = load_checkpoint(checkpoints_in(folder)[-1], model, optimizers)["step"]
+        trim_log(folder / "log.jsonl", done)
+        schedule = partial(trapezoid, steps=recipe.steps, warmup=int(recipe.warmup * recipe.steps),
+                           cooldown=int(recipe.cooldown * recipe.steps))
+        validation, start = None, time.perf_counter()
+        with logs(folder, tensorboard) as log:
+            try:
+                for step in train(model, batches, optimizers, recipe.steps, schedule,
+                                  recipe.n_micro, recipe.max_grad_norm, first_step=done):
+                    done, last, validation = step.n, step.n == recipe.steps, None
+                    n_tokens += step.n_tokens
+                    if last or done % evaluate_every == 0:
+                        validation = evaluate(model, held_out, recipe.model.context_length)
+                    if last or done % save_every == 0:
+                        save_checkpoint(folder, done, model, optimizers)
+                        saved = done
+                    seconds = time.perf_counter() - start
+                    report = Report(step, recipe.steps, validation, seconds, n_tokens / seconds)
+                    log(report)
+                    yield report
+            except GeneratorExit:                     # between two steps: the weights are whole
+                if done > saved:
+                    save_checkpoint(folder, done, model, optimizers)
+                raise
+            except TrainingDiverged as e:             # what was saved before is the last good
+                kept = f"step {saved} is the last good checkpoint" if saved else "nothing was saved"
+                raise TrainingDiverged(f"{e} ({kept})") from e
+        if done == recipe.steps:
+            if validation is None:
                 validation = evaluate(model, held_out, recipe.model.context_length)
-            if last or done % save_every == 0:
-                save_checkpoint(folder, done, model, optimizers)
-                saved = done
-            yield Report(step, recipe.steps, validation)
-    except (GeneratorExit, TrainingDiverged):     # between two steps: the weights are whole
-        if done > saved:
-            save_checkpoint(folder, done, model, optimizers)
-        raise
-    if done == recipe.steps:
-        if validation is None:
-            validation = evaluate(model, held_out, recipe.model.context_length)
-        tokenizer = Tokenizer.load(folder / "tokenizer.json")
-        save_model(folder, model, tokenizer, {"recipe": asdict(recipe), "validation": validation})
+            tokenizer = Tokenizer.load(folder / "tokenizer.json")
+            save_model(folder, model, tokenizer,
+                       {"recipe": asdict(recipe), "validation": validation})

@@ -2,10 +2,11 @@
 import gc
 import weakref
 
+import numpy as np
 import pytest
 import torch
 
-from minigpt.cache import DECODERS, Decoder, KVCache, choose_layout, decoder_for
+from minigpt.cache import DECODERS, Decoder, KVCache, choose_layout, decoder_for, layouts, switch
 from minigpt.config import ModelConfig
 from minigpt.inference import Writing, write
 from minigpt.model import GPT
@@ -24,12 +25,11 @@ KINDS = {
     "post": dict(position="none", norm="layer", norm_place="post"),
 }
 OTHERS = {"latent": dict(attention="latent"), "experts": dict(n_expert=4)}
-LAYOUTS = ["rows", "columns", "packed"]
-onednn = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-layouts = pytest.mark.parametrize("layout", [
+onednn = "packed" in layouts()
+each_layout = pytest.mark.parametrize("layout", [
     pytest.param(name, marks=pytest.mark.skipif(
         name == "packed" and not onednn, reason="this PyTorch comes without oneDNN"))
-    for name in LAYOUTS])
+    for name in ("rows", "columns", "packed")])
 
 
 def random_model(**choices):
@@ -57,7 +57,7 @@ def both(model, layout, padding=None, batch=3):
         torch.testing.assert_close(b.values, a.values, atol=1e-4, rtol=1e-4)
 
 
-@layouts
+@each_layout
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
@@ -90,6 +90,46 @@ def test_a_decoder_lives_as_long_as_the_weights_that_it_was_made_of():
     del model
     gc.collect()
     assert gone() is None and all(m is not None for m in DECODERS)
+
+
+@torch.no_grad()
+def test_what_the_decoder_does_not_know_decodes_by_its_forward_pass():
+    hooked, wrapped = random_model(), random_model()
+    hooked.blocks[0].mlp.register_forward_hook(lambda *args: None)
+    wrapped.blocks[0].attention.out = torch.nn.Sequential(wrapped.blocks[0].attention.out)
+    assert decoder_for(hooked) is None and decoder_for(wrapped) is None
+
+
+@torch.no_grad()
+def test_another_position_makes_another_decoder():
+    model, longer = random_model(), random_model(rope_theta=500_000.0)
+    first = decoder_for(model)
+    model.position = longer.position
+    assert decoder_for(model) is not first
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_beyond_the_context_are_refused(kind):
+    model = random_model(**KINDS[kind])
+    cache = KVCache(model.cfg, max_length=40)
+    model(torch.ones(1, 24, dtype=torch.long), cache)
+    with pytest.raises(ValueError, match="25 tokens do not fit context_length=24"):
+        Decoder(model).step([4], cache)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cache", [dict(batch_size=2), dict(dtype=torch.bfloat16)])
+def test_a_cache_that_does_not_fit_the_tokens_is_refused(cache):
+    model = random_model()
+    with pytest.raises(ValueError, match="1 tokens and a cache of"):
+        Decoder(model).step([4], KVCache(model.cfg, **cache))
+
+
+def test_a_gate_far_below_zero_is_no_overflow():
+    gates = np.array([[-500.0, -90, 0, 90, 1, 1, 1, 1]], np.float32)
+    with np.errstate(all="raise"):
+        assert switch(gates, "swiglu").tolist() == [[0, 0, 0, 90]]
 
 
 @torch.no_grad()

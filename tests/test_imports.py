@@ -13,7 +13,8 @@ import minigpt
 FOLDER = Path(minigpt.__file__).parent
 SOURCES = {p.stem: p.read_text("utf-8") for p in FOLDER.glob("*.py") if p.name[0] != "_"}
 TREES = {name: ast.parse(source) for name, source in SOURCES.items()}
-NEEDS = {"torch", "numpy", "safetensors", "tiktoken", "regex", "tqdm"}     # regex is tiktoken's
+NEEDS = {"torch", "numpy", "safetensors", "tiktoken", "regex", "tqdm",     # regex is tiktoken's
+         "filelock"}
 ON_DEMAND = {"weights": {"tokenizers", "huggingface_hub"}, "constrained": {"llguidance"}}
 each_module = pytest.mark.parametrize("name", sorted(SOURCES))
 

@@ -1,0 +1,120 @@
+"Laws of a run: it can be killed at any instant, it keeps others out, and it says why it stops."
+import errno
+import json
+import os
+import random
+import sys
+from dataclasses import replace
+
+import pytest
+import soak
+import torch
+
+from minigpt.checkpoint import checkpoints_in, only_run
+from minigpt.recipe import is_started, read_recipe, run, write_recipe
+from minigpt.training import TrainingDiverged
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return soak.start(tmp_path / "run", 12)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL and forkserver are POSIX's")
+def test_a_run_killed_a_dozen_times_ends_with_the_same_bits(tmp_path):
+    soak.finish(soak.start(tmp_path / "quiet", 240))
+    soak.kill_often(soak.start(tmp_path / "killed", 240), 12, random.Random(1))
+    soak.same_end(tmp_path / "quiet", tmp_path / "killed")
+
+
+def test_two_runs_in_one_folder_are_one_too_many(folder):
+    reports = run(folder, read_recipe(folder))
+    next(reports)
+    with pytest.raises(ValueError, match="another run is writing to"):
+        next(run(folder, read_recipe(folder)))
+    reports.close()
+    assert next(run(folder, read_recipe(folder))).step.n == 2          # the lock is free again
+
+
+def test_what_a_killed_save_left_is_swept_up(folder):
+    (folder / "checkpoint-00000002.safetensors.tmp").write_bytes(b"half")
+    with only_run(folder):
+        assert not list(folder.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_full_or_frozen_disk_loses_nothing_and_says_so(folder, monkeypatch, number):
+    list(zip(range(4), run(folder, read_recipe(folder), save_every=2)))
+    before = {p.name: p.read_bytes() for p in checkpoints_in(folder)}
+
+    def full(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+    monkeypatch.setattr("minigpt.checkpoint.save_file", full)
+    with pytest.raises(OSError, match=os.strerror(number)) as error:
+        list(run(folder, read_recipe(folder), save_every=2))
+    assert "untouched" in str(error.value) and "\n" not in str(error.value)
+    after = {p.name: p.read_bytes() for p in checkpoints_in(folder)}
+    assert before and after == before and not list(folder.glob("*.tmp"))
+
+
+def test_a_diverging_run_keeps_the_last_good_checkpoint(folder):
+    recipe = read_recipe(folder)
+    list(zip(range(5), run(folder, recipe, save_every=2)))              # closed after step 5: saved
+    good = checkpoints_in(folder)[-1].read_bytes()
+    with pytest.raises(TrainingDiverged, match=r"step \d+, batch \d+: loss .*last good checkpoint"):
+        list(run(folder, replace(recipe, lr=1e30, adamw_lr=1e30, steps=40), save_every=100))
+    assert checkpoints_in(folder)[-1].read_bytes() == good
+
+
+def test_the_log_has_each_step_once_and_tells_what_a_step_did(folder):
+    list(zip(range(3), run(folder, read_recipe(folder), save_every=2)))
+    with open(folder / "log.jsonl", "a") as torn:
+        torn.write('{"step": 4, "lo')
+    list(run(folder, read_recipe(folder), evaluate_every=6))
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert rows[0].keys() >= {"loss", "lr", "grad_norm", "seconds", "tokens_per_second"}
+    assert ["validation" in row for row in rows] == [n % 6 == 0 for n in range(1, 13)]
+
+
+def test_tensorboard_is_asked_for_by_name_where_it_is_missing(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match="pip install tensorboard"):
+        next(run(folder, read_recipe(folder), tensorboard=True))
+
+
+def test_tensorboard_gets_every_step(folder):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    list(run(folder, read_recipe(folder), tensorboard=True))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("loss")] == list(range(1, 13))
+
+
+def test_a_preparation_that_was_stopped_is_in_nobodys_way(tmp_path):
+    assert not is_started(tmp_path)
+    (tmp_path / "train.npy").write_bytes(b"half")
+    (tmp_path / "tokenizer.json.tmp").write_bytes(b"half")
+    assert not is_started(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    assert is_started(tmp_path)
+
+
+def test_what_is_no_number_is_named():
+    from minigpt.training import diagnosis
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    assert "knows nothing" in diagnosis(model, 99.0, 1.0, 0.5)
+    assert "batch or a lower precision" in diagnosis(model, float("nan"), 1.0, 0.5)
+    model[1].weight.grad = torch.full((2, 2), torch.inf)
+    assert "gradient of 1.weight" in diagnosis(model, 1.0, float("inf"), 0.5)
+    with torch.no_grad():
+        model[0].weight[0, 0] = torch.nan
+    assert diagnosis(model, float("nan"), 1.0, 0.25).startswith("0.weight is no number")
+    assert "25% of the rate" in diagnosis(model, float("nan"), 1.0, 0.25)
+
+
+def test_a_recipe_is_written_whole(tmp_path, folder):
+    recipe = read_recipe(folder)
+    write_recipe(tmp_path, recipe)
+    assert read_recipe(tmp_path) == recipe
