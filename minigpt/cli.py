@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['prompt_of', 'print_stream', 'generate_command', 'ask_command', 'tokenize_command', 'info_command', 'choose_recipe',
-           'stop_signal', 'progress_line', 'train_command', 'Parser', 'build_parser', 'main']
+           'stop_signal', 'progress_line', 'train_command', 'plan_command', 'Parser', 'build_parser', 'main']
 
 # %% ../nbs/75_cli.ipynb #imports
 import argparse
@@ -108,15 +108,17 @@ def choose_recipe(args: argparse.Namespace) -> tuple:      # a Recipe and the Pa
                              "recipe.json decides; leave it out, or start a new run")
         return read_recipe(args.resume), Path(args.resume)
     name, folder = args.recipe or "tinytown", Path(args.out or "runs/latest")
-    if name not in RECIPES:
-        raise ValueError(f"--recipe {name} is unknown; choose from {', '.join(RECIPES)}")
+    if name not in RECIPES and not Path(name).is_file():
+        raise ValueError(f"--recipe {name} is unknown; choose from {', '.join(RECIPES)}, "
+                         "or give a file that `minigpt plan` wrote")
     if args.minutes is not None and not 0 < args.minutes < math.inf:
         raise ValueError(f"--minutes {args.minutes} must be above 0")
     if is_started(folder):
         raise ValueError(f'{folder} is not empty; go on with --resume "{folder}", '
                          "or choose another --out")
     changes = {"data": args.data, "steps": args.steps, "seed": args.seed}
-    recipe = replace(RECIPES[name], **{k: v for k, v in changes.items() if v is not None})
+    base = RECIPES[name] if name in RECIPES else read_recipe(name)
+    recipe = replace(base, **{k: v for k, v in changes.items() if v is not None})
     print(f"Preparing {recipe.data} in {folder} …", file=sys.stderr)
     return prepare(folder, recipe, args.minutes), folder
 
@@ -176,6 +178,27 @@ def train_command(args: argparse.Namespace) -> None:
     print(f'Done. Try it: minigpt generate --checkpoint "{folder}" "Once upon a time"',
           file=sys.stderr)
 
+# %% ../nbs/75_cli.ipynb #plan-command
+def plan_command(args: argparse.Namespace) -> None:
+    "Measure this machine for a few seconds, and write down a recipe that fits the time."
+    from minigpt.config import count_parameters
+    from minigpt.recipe import RECIPES, plan, write_recipe
+    if not 0 < args.minutes < math.inf:
+        raise ValueError(f"--minutes {args.minutes} must be above 0")
+    out = Path(args.out)
+    if out.suffix != ".json" or out.exists():
+        raise ValueError(f"--out {out} must be a .json file that does not exist yet")
+    recipe = plan(args.minutes, RECIPES["tinytown"])
+    cfg, n_tokens = recipe.model, recipe.batch_size * recipe.model.context_length
+    size = count_parameters(cfg)["total"]
+    print(f"{size:,} parameters: {cfg.n_layer} layers, width {cfg.d_model}\n"
+          f"{recipe.steps:,} steps of {recipe.batch_size} windows, "
+          f"{recipe.steps * n_tokens:,} tokens\n"
+          f"rates {recipe.lr} (Muon) and {recipe.adamw_lr} (AdamW)")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_recipe(out, recipe)
+    print(f'wrote {out}; train it with: minigpt train --recipe "{out}" --out runs/mine')
+
 # %% ../nbs/75_cli.ipynb #parser-class
 class Parser(argparse.ArgumentParser):
     "A parser whose complaint is one line."
@@ -219,10 +242,16 @@ def build_parser() -> Parser:     # knows every command and option
     sub.add_argument("prompt", help="the text, in quotes; - reads it from standard input")
     command("info", info_command, "Show a model's shape, size and origin.")
 
+    sub = command("plan", plan_command, "Choose size, batch and rate for the time that you have.",
+                  False)
+    sub.add_argument("--minutes", type=float, required=True, help="that the training may take")
+    sub.add_argument("--out", metavar="FILE", default="plan.json",
+                     help="where to write the recipe (default: plan.json)")
     sub = command("train", train_command, "Train a model, or go on with a stopped run.", False)
-    sub.add_argument("--recipe", help="tinytown (the default) or small")
-    sub.add_argument("--data", help="tinytown, stdlib, or a file or folder of your own; "
-                     "the recipe's by default")
+    sub.add_argument("--recipe", help="tinytown (the default), small, or a file that "
+                     "plan wrote")
+    sub.add_argument("--data", help="tinytown, stdlib, datasets:NAME, or a file or folder of "
+                     "your own; the recipe's by default")
     sub.add_argument("--out", metavar="FOLDER", help="a new run's folder (default: runs/latest)")
     sub.add_argument("--resume", metavar="FOLDER", help="go on with the run in this folder")
     length = sub.add_mutually_exclusive_group()

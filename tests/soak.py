@@ -5,10 +5,12 @@ no signal handler runs, nothing is flushed, and some of them hit in the middle o
 """
 import argparse
 import json
-import multiprocessing
 import os
 import random
+import select
 import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -18,11 +20,8 @@ from safetensors.torch import load_file
 
 from minigpt.config import ModelConfig
 from minigpt.data import save_tokens
-from minigpt.recipe import Recipe, read_recipe, run, write_recipe
+from minigpt.recipe import Recipe, read_recipe, run, steps_done, write_recipe
 from minigpt.tokenizer import train_tokenizer
-
-CHILDREN = multiprocessing.get_context("forkserver")      # a fresh process in milliseconds
-CHILDREN.set_forkserver_preload(["soak"])
 
 
 def start(folder: Path, steps: int) -> Path:
@@ -41,34 +40,71 @@ def start(folder: Path, steps: int) -> Path:
 
 
 def go_on(folder: Path) -> None:
-    "What a process does until it is killed or the run is done: save at every other step."
-    torch.set_num_threads(1)
-    for _ in run(folder, read_recipe(folder), evaluate_every=50, save_every=2):
+    "What a process does until it is killed or the run is done: save at every step."
+    for _ in run(folder, read_recipe(folder), evaluate_every=50, save_every=1):
         pass
 
 
-def finish(folder: Path) -> None:
-    "Let a process run to its end."
-    process = CHILDREN.Process(target=go_on, args=(folder,))
-    process.start()
-    process.join(600)
-    assert process.exitcode == 0, f"the run in {folder} ended with {process.exitcode}"
+def serve() -> None:
+    "Fork a child for each folder that comes, warm, so that it takes its first step at once."
+    torch.set_num_threads(1)                     # a fork must not come after threads were started
+    with tempfile.TemporaryDirectory() as name:
+        go_on(start(Path(name) / "warm", 2))
+    for line in sys.stdin:
+        sys.stdout.flush()
+        pid = os.fork()
+        if not pid:
+            try:
+                go_on(Path(line.rstrip("\n")))
+                os._exit(0)
+            except BaseException as e:
+                print(f"{type(e).__name__}: {e}", file=sys.stderr, flush=True)
+                os._exit(1)
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
-def kill_often(folder: Path, kills: int, rng: random.Random) -> int:     # kills in mid-save
-    "Start, wait for a random moment, SIGKILL; so many times. Then let it finish."
-    in_a_save = 0
-    for _ in range(kills):
-        process = CHILDREN.Process(target=go_on, args=(folder,))
-        process.start()
-        process.join(rng.uniform(0, 0.25))
-        if process.exitcode is None:
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
-        assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
-        in_a_save += bool(list(folder.glob("*.tmp")))
-    finish(folder)
-    return in_a_save
+class Children:
+    "Processes that train, one after another."
+
+    def __enter__(self):
+        self.server = subprocess.Popen([sys.executable, __file__, "--serve"], text=True,
+                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.server.stdin.close()
+        self.server.wait()
+        self.server.stdout.close()
+
+    def run(self, folder: Path, patience: float | None) -> int:      # the exit code
+        "Let a child go on with a run, and SIGKILL it after so many seconds."
+        print(folder, file=self.server.stdin, flush=True)
+        pid = int(self.server.stdout.readline())
+        if patience is not None and not select.select([self.server.stdout], [], [], patience)[0]:
+            os.kill(pid, signal.SIGKILL)
+        return int(self.server.stdout.readline())
+
+    def finish(self, folder: Path) -> None:
+        "Let a child train to the end."
+        assert self.run(folder, None) == 0, f"the run in {folder} failed"
+
+    def kill_often(
+        self,
+        folder: Path,
+        kills: int,
+        rng: random.Random,
+    ) -> tuple[int, int]:      # kills that hit a run under way; kills in the middle of a save
+        "Start, wait for a random moment, SIGKILL; so many times. Then let it finish."
+        under_way = in_a_save = 0
+        for _ in range(kills):
+            before = steps_done(folder)
+            code = self.run(folder, rng.uniform(0.01, 0.15))
+            assert code in (0, -signal.SIGKILL), f"a child ended with {code}"
+            under_way += code != 0 and steps_done(folder) > before
+            in_a_save += bool(list(folder.glob("*.tmp")))
+        self.finish(folder)
+        return under_way, in_a_save
 
 
 def same_end(a: Path, b: Path) -> None:
@@ -89,17 +125,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
+    if args.serve:
+        return serve()
+    with tempfile.TemporaryDirectory() as name, Children() as children:
         folder, steps = Path(name), max(100, 20 * args.kills)
-        finish(start(folder / "quiet", steps))
-        in_a_save = kill_often(start(folder / "killed", steps), args.kills,
-                               random.Random(args.seed))
+        children.finish(start(folder / "quiet", steps))
+        under_way, in_a_save = children.kill_often(start(folder / "killed", steps), args.kills,
+                                                   random.Random(args.seed))
         same_end(folder / "quiet", folder / "killed")
-    print(f"{args.kills} kills, {in_a_save} of them in the middle of a save; {steps} steps, "
-          "the same weights and the same log as without")
+    print(f"{args.kills} kills, {under_way} of them after new steps, {in_a_save} in the middle of "
+          f"a save; {steps} steps, the same weights and the same log as without")
 
 
 if __name__ == "__main__":
-    import soak  # the children import this file by its name
-    soak.main()
+    main()

@@ -1,4 +1,8 @@
 "Laws of the data: nothing lost, nothing shared, every window once an epoch, whole files only."
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,17 +11,21 @@ from hypothesis import strategies as st
 
 from minigpt.data import (
     Batches,
+    dataset_documents,
     encode_documents,
     load_tokens,
     read_documents,
+    read_pieces,
     read_text,
     save_tokens,
     shuffled_places,
     split_documents,
+    split_stream,
     stdlib_text,
+    write_tokens,
 )
 from minigpt.loss import shift
-from minigpt.tokenizer import Tokenizer
+from minigpt.tokenizer import Tokenizer, train_tokenizer
 
 seeds = st.integers(-2**40, 2**40)
 
@@ -188,3 +196,120 @@ def test_a_text_shorter_than_a_context_is_named(n_tokens):
     with pytest.raises(ValueError, match=f"has {n_tokens} tokens.*context_length=16"):
         Batches(np.zeros(n_tokens, np.uint16), 4, 16)
     assert Batches(np.zeros(17, np.uint16), 4, 16)[3].shape == (4, 17)
+
+# --- more text than memory
+
+@pytest.mark.parametrize("end", ["\n\n", "\n", ""])
+def test_a_large_file_comes_in_pieces_that_are_the_file(tmp_path, end, monkeypatch):
+    monkeypatch.setattr("minigpt.data.PIECE", 1000)
+    path, text = tmp_path / "big.txt", ("café 🦊 и" + end) * 5000
+    path.write_text(text, encoding="utf-8")
+    pieces = list(read_pieces(path))
+    assert "".join(pieces) == text and max(map(len, pieces)) <= 17 * 1000
+    assert end == "" or all(piece.endswith(end) for piece in pieces)
+    assert list(read_documents(path)) == pieces                  # larger than 64 pieces
+    raw, place = text.encode(), 3000 * len(("café 🦊 и" + end).encode())
+    path.write_bytes(raw[:place] + b"\xff" + raw[place:])
+    with pytest.raises(ValueError, match=f"byte {place} is 0xff"):
+        list(read_pieces(path))
+
+
+def test_a_jsonl_file_has_a_document_on_each_line(tmp_path):
+    path = tmp_path / "notes.jsonl"
+    path.write_text('{"text": "one"}\n\n{"text": "two", "id": 2}\n', encoding="utf-8")
+    assert list(read_documents(path)) == ["one", "two"] == list(read_documents(tmp_path))
+    for line in ('{"text": 3', '{"words": "x"}', '["text"]'):
+        path.write_text('{"text": "one"}\n' + line, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"notes\.jsonl, line 2 is no JSON object"):
+            list(read_documents(path))
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 10, 11, 57])
+def test_a_streamed_split_is_the_split_of_the_list(n):
+    documents = [f"document {i}\nand a line" for i in range(n)]
+    parts = [list(split_stream(lambda: iter(documents), held_out)) for held_out in (False, True)]
+    assert tuple(parts) == split_documents(documents)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_streamed_token_file_is_the_list_s(tmp_path, tokenizer, threads):
+    documents = [f"a bee {i} sees" * (i % 7) for i in range(300)]
+    n = write_tokens(tmp_path / "t.npy", tokenizer, iter(documents), threads)
+    expected = encode_documents(tokenizer, documents)
+    assert n == len(expected) and np.array_equal(load_tokens(tmp_path / "t.npy"), expected)
+    assert [p.name for p in tmp_path.iterdir()] == ["t.npy"]
+
+
+class Unplugged(Exception):
+    pass
+
+
+def stops(documents, at):
+    for i, document in enumerate(documents):
+        if i == at:
+            raise Unplugged
+        yield document
+
+
+@pytest.mark.parametrize("at", [0, 1, 5, 20, 39])
+def test_a_stopped_token_file_goes_on_where_it_was(tmp_path, tokenizer, monkeypatch, at):
+    monkeypatch.setattr("minigpt.data.batches_of", lambda d: ([x] for x in d))
+    documents, path = [f"a bee {i} sees" for i in range(40)], tmp_path / "t.npy"
+    with pytest.raises(Unplugged):
+        write_tokens(path, tokenizer, stops(documents, at), save_every=30)
+    assert not path.exists()
+    read = []
+    write_tokens(path, tokenizer, (read.append(d) or d for d in documents), save_every=30)
+    assert np.array_equal(load_tokens(path), encode_documents(tokenizer, documents))
+    assert [p.name for p in tmp_path.iterdir()] == ["t.npy"]
+
+
+def test_another_tokenizer_does_not_go_on_with_the_old_ids(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr("minigpt.data.batches_of", lambda d: ([x] for x in d))
+    documents, other = ["a bee sees"] * 9, train_tokenizer(["quite another text"] * 3, 270)
+    with pytest.raises(Unplugged):
+        write_tokens(tmp_path / "t.npy", tokenizer, stops(documents, 5), save_every=1)
+    write_tokens(tmp_path / "t.npy", other, documents, save_every=1)
+    assert np.array_equal(load_tokens(tmp_path / "t.npy"), encode_documents(other, documents))
+
+
+MEMORY = """
+import re, sys, numpy as np
+from minigpt.data import Batches, load_tokens
+batches = Batches(load_tokens(sys.argv[1]), 8, 256)
+def memory(): return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1])
+for n in range(20): batches[n]
+before = memory()
+for n in range(3000): batches[n]
+print(memory() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_a_file_of_four_gigabytes_takes_no_more_memory_than_a_small_one(tmp_path):
+    grown = {}
+    for name, n in (("small", 2_000_000), ("large", 2_000_000_000)):       # 4 MB; 4 GB of holes
+        with open(tmp_path / name, "wb") as f:
+            np.lib.format.write_array_header_1_0(
+                f, {"descr": "<u2", "fortran_order": False, "shape": (n,)})
+            f.truncate(f.tell() + 2 * n)
+        done = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path / name)], check=True,
+                              capture_output=True, text=True)
+        grown[name] = int(done.stdout) / 1000                                # MB
+    assert abs(grown["large"] - grown["small"]) < 4, grown
+
+
+def test_a_data_set_streams_by_name(tmp_path, monkeypatch):
+    pytest.importorskip("datasets", reason="the datasets library is not installed")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    path = tmp_path / "notes.jsonl"
+    path.write_text('{"text": "one"}\n{"text": " "}\n{"text": "two"}\n')
+    assert list(dataset_documents(f"json:{path}")) == ["one", "two"]
+    with pytest.raises(ValueError, match="has no column 'body', but text"):
+        list(dataset_documents(f"json:{path}", "body"))
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match="pip install datasets"):
+        list(dataset_documents("roneneldan/TinyStories"))

@@ -15,7 +15,8 @@ SOURCES = {p.stem: p.read_text("utf-8") for p in FOLDER.glob("*.py") if p.name[0
 TREES = {name: ast.parse(source) for name, source in SOURCES.items()}
 NEEDS = {"torch", "numpy", "safetensors", "tiktoken", "regex", "tqdm",     # regex is tiktoken's
          "filelock"}
-ON_DEMAND = {"weights": {"tokenizers", "huggingface_hub"}, "constrained": {"llguidance"}}
+ON_DEMAND = {"weights": {"tokenizers", "huggingface_hub"}, "constrained": {"llguidance"},
+             "data": {"datasets"}}
 each_module = pytest.mark.parametrize("name", sorted(SOURCES))
 
 
