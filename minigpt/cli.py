@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['prompt_of', 'print_stream', 'generate_command', 'ask_command', 'tokenize_command', 'info_command', 'choose_recipe',
-           'stop_signal', 'progress_line', 'train_command', 'plan_command', 'Parser', 'build_parser', 'main']
+           'stop_signal', 'progress_line', 'follow', 'train_command', 'plan_command', 'Parser', 'build_parser', 'main']
 
 # %% ../nbs/75_cli.ipynb #imports
 import argparse
@@ -147,36 +147,60 @@ def progress_line(
     return (f"step {row['step']}/{steps} loss {row['loss']:.3f} "
             f"validation {row['validation']:.3f} {speed:,} tok/s {left:,.0f} s left")
 
-# %% ../nbs/75_cli.ipynb #train-command
-def train_command(args: argparse.Namespace) -> None:
-    "Train with a progress bar; Ctrl-C saves and says how to go on."
+# %% ../nbs/75_cli.ipynb #follow
+def follow(
+    reports: Iterator,                  # of a run
+    steps: int,                         # in all
+    done: int,                          # before
+    is_first: bool,                     # whether this process shows anything
+    stop: Callable[[], bool],           # whether somebody asked to stop
+) -> int | None:                        # the step after which it was stopped, if it was
+    "Show a run's reports, on a terminal as a bar, else as lines; stop between two steps."
     from tqdm import tqdm
-
-    from minigpt.config import count_parameters
-    from minigpt.recipe import run, steps_done
-    recipe, folder = choose_recipe(args)
-    size, done = count_parameters(recipe.model)["total"], steps_done(folder)
-    print(f"{size:,} parameters, {recipe.steps} steps, seed {recipe.seed}", file=sys.stderr)
     validation = math.nan
-    reports = run(folder, recipe, tensorboard=args.tensorboard)
-    with stop_signal() as stopped, \
-            tqdm(total=recipe.steps, initial=done, unit="step", disable=None) as bar:
+    with tqdm(total=steps, initial=done, unit="step", disable=None if is_first else True) as bar:
         for report in reports:
             step, row = report.step, report.row
             if report.validation is not None:
                 validation = report.validation
-                if bar.disable:
-                    print(progress_line(row, recipe.steps, step.n_tokens), file=sys.stderr,
-                          flush=True)
+                if bar.disable and is_first:
+                    print(progress_line(row, steps, step.n_tokens), file=sys.stderr, flush=True)
             bar.set_postfix_str(f"loss {step.loss:.3f} val {validation:.3f} "
                                 f"{report.tokens_per_second:,.0f} tok/s", refresh=False)
             bar.update(step.n - bar.n)
-            if stopped() and step.n < recipe.steps:
+            if stop() and step.n < steps:
                 reports.close()                        # saves
-                raise KeyboardInterrupt(f"stopped after step {step.n} and saved; go on with: "
-                                        f'minigpt train --resume "{folder}"')
-    print(f'Done. Try it: minigpt generate --checkpoint "{folder}" "Once upon a time"',
-          file=sys.stderr)
+                return step.n
+    return None
+
+# %% ../nbs/75_cli.ipynb #train-command
+def train_command(args: argparse.Namespace) -> None:
+    "Train and show it; Ctrl-C saves and says how to go on. Under torchrun all processes share it."
+    from minigpt.config import count_parameters
+    from minigpt.distributed import join_world
+    from minigpt.recipe import read_recipe, run, steps_done
+    with join_world() as world:
+        if world.is_first:
+            recipe, folder = choose_recipe(args)
+        world.wait()                                   # the first one has prepared everything
+        if not world.is_first:
+            folder = Path(args.resume or args.out or "runs/latest")
+            recipe = read_recipe(folder)
+        size, done = count_parameters(recipe.model)["total"], steps_done(folder)
+        several = f", {world.size} processes" if world.size > 1 else ""
+        if world.is_first:
+            print(f"{size:,} parameters, {recipe.steps} steps, seed {recipe.seed}{several}",
+                  file=sys.stderr)
+        reports = run(folder, recipe, tensorboard=args.tensorboard, world=world, how=args.spread)
+        with stop_signal() as asked:
+            stopped = follow(reports, recipe.steps, done, world.is_first,
+                             lambda: world.any(asked()))
+    if stopped:
+        raise KeyboardInterrupt(f"stopped after step {stopped} and saved; go on with: "
+                                f'minigpt train --resume "{folder}"')
+    if world.is_first:
+        print(f'Done. Try it: minigpt generate --checkpoint "{folder}" "Once upon a time"',
+              file=sys.stderr)
 
 # %% ../nbs/75_cli.ipynb #plan-command
 def plan_command(args: argparse.Namespace) -> None:
@@ -257,6 +281,8 @@ def build_parser() -> Parser:     # knows every command and option
     length = sub.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="optimizer steps; the recipe's by default")
     length.add_argument("--minutes", type=float, help="as many steps as fit into this time")
+    sub.add_argument("--spread", choices=("replicate", "shard"), default="replicate",
+                     help="under torchrun: every process holds the model (default), or its part")
     sub.add_argument("--tensorboard", action="store_true",
                      help="write TensorBoard's files beside log.jsonl, too")
     sub.add_argument("--seed", type=int, help="of weights, text and order; the recipe's by default")

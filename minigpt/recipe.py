@@ -8,9 +8,10 @@ __all__ = ['RECIPES', 'SIZES', 'Recipe', 'documents_of', 'text_for_tokenizer', '
 
 # %% ../nbs/47_recipe.ipynb #imports
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -24,6 +25,7 @@ from .checkpoint import save_checkpoint, save_model, write_whole
 from .config import ModelConfig, count_parameters
 from .data import Batches, dataset_documents, load_tokens, read_documents
 from .data import split_stream, stdlib_text, write_tokens
+from .distributed import ALONE, SPREADS, World, replicate, shard
 from .model import GPT
 from .optim import muon_for, trapezoid
 from .tinytown import Tinytown
@@ -104,10 +106,16 @@ def text_for_tokenizer(
 # %% ../nbs/47_recipe.ipynb #build
 def build(
     recipe: Recipe,
+    world: World = ALONE,      # the processes that share the work
+    how: str = "replicate",      # how the model is spread over them
 ) -> tuple[GPT, list[torch.optim.Optimizer]]:
     "A new model and its optimizers, the same for the same seed."
+    if how not in SPREADS:
+        raise ValueError(f"spread={how!r} is unknown; choose from {', '.join(SPREADS)}")
     torch.manual_seed(recipe.seed)
-    model = GPT(recipe.model)
+    model = GPT(recipe.model).to(world.device)
+    if world.size > 1 and how == "shard":
+        shard(model)
     return model, muon_for(model, recipe.lr, recipe.adamw_lr, recipe.weight_decay)
 
 # %% ../nbs/47_recipe.ipynb #steps-for
@@ -233,7 +241,8 @@ def trim_log(
     "Drop the rows that a resumed run will write again, and a half-written last one."
     rows = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     kept = [row for row in rows if row.endswith("}\n") and json.loads(row)["step"] <= done]
-    path.write_text("".join(kept), encoding="utf-8")
+    if kept != rows:
+        write_whole(path, lambda p: p.write_text("".join(kept), encoding="utf-8"))
 
 # %% ../nbs/47_recipe.ipynb #report
 @dataclass(frozen=True)
@@ -256,10 +265,13 @@ class Report:
 # %% ../nbs/47_recipe.ipynb #logs
 @contextmanager
 def logs(
-    folder: Path,          # a run's folder
+    folder: Path | None,   # a run's folder; None: this process writes nothing
     tensorboard: bool,     # write TensorBoard's files, too
-) -> Iterator[Callable[[Report], None]]:
+) -> Iterator[Callable[[Report, bool], None]]:      # True: do not return before it is on the disk
     "Where reports go: one row of JSON each, at once, and TensorBoard if it is wanted."
+    if folder is None:
+        yield lambda report, to_disk: None
+        return
     writer = None
     if tensorboard:
         try:
@@ -268,8 +280,10 @@ def logs(
             raise ValueError("tensorboard is not installed; run: pip install tensorboard") from e
         writer = SummaryWriter(str(folder / "tensorboard"))
     with open(folder / "log.jsonl", "a", encoding="utf-8", buffering=1) as log:
-        def write(report: Report) -> None:
+        def write(report: Report, to_disk: bool) -> None:
             log.write(json.dumps(report.row) + "\n")
+            if to_disk:
+                os.fsync(log.fileno())
             for name, value in report.row.items() if writer else ():
                 if name not in ("step", "seconds"):
                     writer.add_scalar(name, value, report.step.n)
@@ -286,33 +300,43 @@ def run(
     evaluate_every: int = 200,      # steps between looks at the validation text
     save_every: int = 200,          # steps between checkpoints
     tensorboard: bool = False,      # write TensorBoard's files, too
+    world: World = ALONE,         # the processes that share the work (chapter 46)
+    how: str = "replicate",         # how the model is spread over them, or "shard"
 ) -> Iterator[Report]:              # one report a step; closing the iterator saves
     "Train from the newest checkpoint or from the start; log, save at intervals and on a stop."
     folder = Path(folder)
-    with only_run(folder):
+    if recipe.batch_size < world.size:
+        raise ValueError(f"batch_size={recipe.batch_size} is less than the {world.size} processes; "
+                         "start fewer, or choose a larger batch")
+    with only_run(folder) if world.is_first else nullcontext():
         batches = Batches(load_tokens(folder / "train.npy"), recipe.batch_size,
                           recipe.model.context_length, recipe.seed)
         held_out = load_tokens(folder / "validation.npy")
-        model, optimizers = build(recipe)
+        model, optimizers = build(recipe, world, how)
+        trained = replicate(model) if world.size > 1 and how == "replicate" else model
         done = saved = n_tokens = 0
         if checkpoints_in(folder):
             done = saved = load_checkpoint(checkpoints_in(folder)[-1], model, optimizers)["step"]
-        trim_log(folder / "log.jsonl", done)
+        world.wait()                                  # all have read what the first may delete
+        if world.is_first:
+            trim_log(folder / "log.jsonl", done)
         schedule = partial(trapezoid, steps=recipe.steps, warmup=int(recipe.warmup * recipe.steps),
                            cooldown=int(recipe.cooldown * recipe.steps))
         validation, start = None, time.perf_counter()
-        with logs(folder, tensorboard) as log:
+        with logs(folder if world.is_first else None, tensorboard) as log:
             try:
-                for step in train(model, batches, optimizers, recipe.steps, schedule,
-                                  recipe.n_micro, recipe.max_grad_norm, first_step=done):
+                for step in train(trained, batches, optimizers, recipe.steps, schedule,
+                                  recipe.n_micro, recipe.max_grad_norm, first_step=done,
+                                  rank=world.rank, n_processes=world.size):
                     done, last, validation = step.n, step.n == recipe.steps, None
                     n_tokens += step.n_tokens
                     if last or done % evaluate_every == 0:
                         validation = evaluate(model, held_out, recipe.model.context_length)
                     seconds = time.perf_counter() - start
                     report = Report(step, recipe.steps, validation, seconds, n_tokens / seconds)
-                    log(report)                # first: a resume drops rows, but cannot invent them
-                    if last or done % save_every == 0:
+                    saves = last or done % save_every == 0
+                    log(report, saves)         # first: a resume drops rows, but cannot invent them
+                    if saves:
                         save_checkpoint(folder, done, model, optimizers)
                         saved = done
                     yield report

@@ -61,16 +61,18 @@ def accumulate_gradients(
     ids: Tensor,                 # (B, T+1) int64 one batch of windows
     n_micro: int = 1,            # parts to cut it into, one after another, to save memory
     balance: float = 0.0,        # weight of the experts' balance loss, if the model has any
+    n_targets: float = 0.0,      # to divide the sum of losses by; 0: the targets in ids
 ) -> float:                      # nats a token, mean over the whole batch, without the balance
     "Gradients of the mean loss of the whole batch, whatever the cut."
-    total, n_targets = 0.0, ids[:, 1:].numel()
+    total, n_targets = 0.0, n_targets or ids[:, 1:].numel()
+    cfg = getattr(model, "module", model).cfg if balance else None
     for part in ids.chunk(n_micro):
         inputs, targets = shift(part)
         with watch_routers(model) as scores:
             loss = cross_entropy(model(inputs), targets, "sum") / n_targets
         total += loss.item()
         if scores and balance:
-            loss = loss + balance * balance_loss(scores, model.cfg.n_expert_used) \
+            loss = loss + balance * balance_loss(scores, cfg.n_expert_used) \
                 * (targets.numel() / n_targets)
         loss.backward()
     return total
@@ -86,6 +88,8 @@ def train(
     max_grad_norm: float = 1.0,                     # longer gradients are shortened
     balance: float = 0.01,                          # of the experts' load, if there are experts
     first_step: int = 0,                            # steps taken before, when a run resumes
+    rank: int = 0,                                  # which process this is, of
+    n_processes: int = 1,                           # how many that share each batch (chapter 46)
 ) -> Iterator[Step]:                                # one report a step; the caller does the rest
     "Train, and report. A TrainingDiverged names the step, the batch and the likely cause."
     device = next(model.parameters()).device
@@ -93,14 +97,22 @@ def train(
     params = [p for group in groups for p in group["params"]]
     for group in groups:
         group.setdefault("peak_lr", group["lr"])
-    exploded = 2 * math.log(model.cfg.vocab_size) if hasattr(model, "cfg") else math.inf    # nats
+    inner = getattr(model, "module", model)         # DistributedDataParallel wraps it
+    exploded = 2 * math.log(inner.cfg.vocab_size) if hasattr(inner, "cfg") else math.inf    # nats
     for n in range(first_step, steps):
         share = schedule(n)                         # set before the step: step 1 is scheduled too
         for group in groups:
             group["lr"] = group["peak_lr"] * share
         model.zero_grad(set_to_none=True)
         ids = batches[n].to(device)
-        loss = accumulate_gradients(model, ids, n_micro, balance)
+        if n_processes == 1:
+            loss = accumulate_gradients(model, ids, n_micro, balance)
+        else:                                       # gradients are averaged over the processes
+            loss = accumulate_gradients(model, ids[rank::n_processes], n_micro, balance,
+                                        ids[:, 1:].numel() / n_processes)
+            losses = torch.tensor(loss / n_processes, dtype=torch.float64, device=device)
+            torch.distributed.all_reduce(losses)
+            loss = losses.item()
         grad_norm = clip_gradients(params, max_grad_norm)
         if not math.isfinite(loss + grad_norm) or loss > exploded:
             raise TrainingDiverged(
