@@ -24,7 +24,7 @@ class World:
     "The processes that train one model together."
     rank: int = 0                # which one this is, from 0
     size: int = 1                # how many there are
-    device: str = "cpu"          # where this one calculates
+    device: str = "cpu"          # where this one of several calculates; alone: the processor
 
     @property
     def is_first(self) -> bool:
@@ -81,13 +81,14 @@ def replicate(
     "Every process has all weights; gradients are averaged as they come (data parallel, DDP)."
     device = next(model.parameters()).device
     return nn.parallel.DistributedDataParallel(
-        model, device_ids=None if device.type == "cpu" else [device])
+        model, device_ids=None if device.type == "cpu" else [device],
+        find_unused_parameters=model.cfg.n_expert > 0)       # an expert that nobody chose
 
 # %% ../nbs/46_distributed.ipynb #shard
 def shard(
     model: GPT,              # changed in place: each process keeps its part of every tensor
 ) -> GPT:
-    "Nobody has all weights; a block's are gathered when it works (fully sharded, FSDP2)."
+    "Nobody has all weights; a block's are gathered when it works (FSDP2). Optimizers come after."
     from torch.distributed.fsdp import fully_shard
     mesh = dist.init_device_mesh(next(model.parameters()).device.type, (dist.get_world_size(),))
     for block in model.blocks:

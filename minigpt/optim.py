@@ -69,16 +69,17 @@ class AdamW(torch.optim.Optimizer):
             square = [local(self.state[p]["exp_avg_sq"]) for p in params]
             for p in params:
                 self.state[p]["step"] += 1
-            n = self.state[params[0]]["step"].item()
+            steps = [self.state[p]["step"].item() for p in params]      # a latecomer has fewer
             params = [local(p) for p in params]
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_lerp_(mean, grads, 1 - beta1)
             torch._foreach_mul_(square, beta2)
             torch._foreach_addcmul_(square, grads, grads, 1 - beta2)
             size = torch._foreach_sqrt(square)
-            torch._foreach_div_(size, math.sqrt(1 - beta2 ** n))
+            torch._foreach_div_(size, [math.sqrt(1 - beta2 ** n) for n in steps])
             torch._foreach_add_(size, group["eps"])
-            torch._foreach_addcdiv_(params, mean, size, -group["lr"] / (1 - beta1 ** n))
+            torch._foreach_addcdiv_(params, mean, size,
+                                    [-group["lr"] / (1 - beta1 ** n) for n in steps])
 
 # %% ../nbs/41_optimizers.ipynb #orthogonalise
 def orthogonalise(
@@ -133,9 +134,9 @@ class Muon(torch.optim.Optimizer):
                 memory = [self.state[p]["momentum_buffer"] for p in params]
                 torch._foreach_lerp_([local(m) for m in memory], [local(p.grad) for p in params],
                                      1 - group["momentum"])
-                ahead = torch._foreach_lerp([whole(p.grad) for p in params],       # Nesterov
-                                            [whole(m) for m in memory], group["momentum"])
-                move = orthogonalise(torch.stack(ahead), dtype=getattr(torch, group["dtype"]))
+                ahead = [p.grad.lerp(m, group["momentum"]) for p, m in zip(params, memory)]
+                move = orthogonalise(torch.stack([whole(a) for a in ahead]),        # Nesterov
+                                     dtype=getattr(torch, group["dtype"]))
                 moves = [local(part_of(m, p)) for m, p in
                          zip(move.to(params[0].dtype).unbind(), params)]
                 scale = group["lr"] * max(1, shape[0] / shape[1]) ** 0.5
@@ -153,7 +154,7 @@ def warmup_cosine(
     "Climb in a line, come down along a cosine (Loshchilov & Hutter 2017)."
     if step < warmup:
         return (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
+    done = min(1.0, (step - warmup) / max(1, steps - warmup))
     return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
 
 # %% ../nbs/41_optimizers.ipynb #trapezoid
@@ -164,7 +165,7 @@ def trapezoid(
     cooldown: int,           # steps of the descent
 ) -> float:                  # share of the peak rate for this step, above 0 and at most 1
     "Climb in a line, stay, and come down in a line at the end (Zhai et al. 2022)."
-    return min(1.0, (step + 1) / max(1, warmup), (steps - step) / max(1, cooldown))
+    return max(0.0, min(1.0, (step + 1) / max(1, warmup), (steps - step) / max(1, cooldown)))
 
 # %% ../nbs/41_optimizers.ipynb #clip-gradients
 def clip_gradients(
@@ -173,6 +174,8 @@ def clip_gradients(
 ) -> float:                       # length of all gradients together, before the clip
     "Shorten the whole gradient to `max_norm` and keep its direction (Pascanu et al. 2013)."
     grads = [p.grad for p in params if p.grad is not None]
+    if not grads:
+        return 0.0
     parts = [local(g) for g in grads]
     norm = torch.stack(torch._foreach_norm(parts)).norm()
     if any(part is not g for part, g in zip(parts, grads)):          # each process has a part

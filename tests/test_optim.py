@@ -1,0 +1,46 @@
+"Laws of the optimizers: PyTorch's steps, also for latecomers and for matrices of one shape."
+import copy
+
+import pytest
+import torch
+
+from minigpt.optim import AdamW, Muon, clip_gradients, trapezoid, warmup_cosine
+
+
+def steps_of(model, optimizer, late):
+    "Twenty steps; one matrix gets its first gradient at step 7, and none at every third."
+    torch.manual_seed(0)
+    for n in range(20):
+        optimizer.zero_grad()
+        x = torch.randn(8, 16)
+        model(x).square().mean().backward()
+        if late and (n < 7 or n % 3 == 0):
+            model[1].weight.grad = None
+        optimizer.step()
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("kind", ["AdamW", "Muon"])
+def test_every_step_is_pytorch_s(kind, late):
+    if not hasattr(torch.optim, kind):
+        pytest.skip(f"this PyTorch has no {kind}")
+    torch.manual_seed(1)
+    ours = torch.nn.Sequential(*(torch.nn.Linear(16, 16, bias=False) for _ in range(3)))
+    theirs, settings = copy.deepcopy(ours), dict(lr=0.01, weight_decay=0.1)
+    more = dict(dtype=torch.bfloat16) if kind == "Muon" else dict(betas=(0.9, 0.95))
+    steps_of(ours, {"AdamW": AdamW, "Muon": Muon}[kind](ours.parameters(), **settings, **more), late)
+    more.pop("dtype", None)
+    steps_of(theirs, getattr(torch.optim, kind)(theirs.parameters(), **settings, **more), late)
+    tolerance = 1e-6 if kind == "AdamW" else 1e-3              # rounds of bfloat16
+    for p, q in zip(ours.parameters(), theirs.parameters()):
+        torch.testing.assert_close(p, q, atol=tolerance, rtol=tolerance)
+
+
+def test_no_schedule_leaves_its_range_even_after_the_end():
+    for n in range(300):
+        assert 0 <= trapezoid(n, steps=100, warmup=10, cooldown=40) <= 1
+        assert 0.1 - 1e-9 <= warmup_cosine(n, steps=100, warmup=5) <= 1 or n < 5
+
+
+def test_nothing_to_clip_is_no_error():
+    assert clip_gradients([torch.zeros(3, requires_grad=True)], 1.0) == 0.0
