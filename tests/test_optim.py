@@ -28,7 +28,8 @@ def test_every_step_is_pytorch_s(kind, late):
     ours = torch.nn.Sequential(*(torch.nn.Linear(16, 16, bias=False) for _ in range(3)))
     theirs, settings = copy.deepcopy(ours), dict(lr=0.01, weight_decay=0.1)
     more = dict(dtype=torch.bfloat16) if kind == "Muon" else dict(betas=(0.9, 0.95))
-    steps_of(ours, {"AdamW": AdamW, "Muon": Muon}[kind](ours.parameters(), **settings, **more), late)
+    own = {"AdamW": AdamW, "Muon": Muon}[kind]
+    steps_of(ours, own(ours.parameters(), **settings, **more), late)
     more.pop("dtype", None)
     steps_of(theirs, getattr(torch.optim, kind)(theirs.parameters(), **settings, **more), late)
     tolerance = 1e-6 if kind == "AdamW" else 1e-3              # rounds of bfloat16
