@@ -13,7 +13,7 @@ from minigpt.training import train
 from .machine import MatmulPeak
 from .measure import Options, Row, alternate
 
-TEN_MILLION = replace(RECIPES["tinytown"], batch_size=8, model=ModelConfig(
+TEN_MILLION = replace(RECIPES["tinytown"], batch_size=16, model=ModelConfig(
     n_layer=6, n_head=6, n_kv_head=2, d_model=384, d_ff=1024))
 
 

@@ -93,8 +93,9 @@ def write(
     check_prompts(texts, limit, max_tokens, overflow)
     decoder = decoder_for(model, len(texts))
     alone = decoder is not None and decoder.layout != "packed"
-    count, markers = sum(p.numel() for p in model.parameters()), list(stop_ids)
+    count = sum(p.numel() for p in model.parameters())
     past = pad_left([text.ids for text in texts], -1)[0].numpy()             # (B, S)
+    past = np.where(np.isin(past, list(stop_ids)), -1, past)     # a marker is no word: no penalty
     cache, going, padding, room = None, list(range(len(texts))), None, 0
     for n in range(max_tokens + 1):
         for text in texts:
@@ -133,8 +134,7 @@ def write(
                 pads = None if padding is None else padding.to(weight.device)
                 x = model.hidden(fresh.to(weight.device), cache, pads)[:, -1]        # (B, D)
                 logits = model.logits(x).float().cpu()
-            heard = np.where(np.isin(past, markers), -1, past)           # a marker is no word
-            drawn = draw(logits, now, torch.from_numpy(heard), rules, stop_ids, allowed)
+            drawn = draw(logits, now, torch.from_numpy(past), rules, stop_ids, allowed)
         tokens = dict(zip(left, drawn))
         yield [tokens.get(i) for i in range(len(texts))]
 
