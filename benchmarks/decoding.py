@@ -144,13 +144,13 @@ def rows_for(cfg: ModelConfig, n_tokens: int, rounds: int, long: int) -> list[Ro
              rows_of(alternate(works, rounds, pause=0.05), 32, "tokens/s")]
 
     flops = forward_flops(cfg, long)
-    ids, few = torch.tensor([prompt_of(long)]), max(1, rounds)
+    ids = torch.tensor([prompt_of(long)])
     work = (flops["total"] - flops["head"] * (long - 1) // long)       # only the last one's scores
 
     @torch.no_grad()
     def prefill() -> None:
         model.logits(model.hidden(ids, KVCache(cfg, max_length=long))[:, -1])
-    times = alternate({"prefill": prefill, "peak": lambda: [peak() for _ in range(3)]}, few,
+    times = alternate({"prefill": prefill, "peak": lambda: [peak() for _ in range(3)]}, rounds,
                       pause=0.05)
     best = 3 * peak.flops / min(times["peak"])
     middle = statistics.median(times["prefill"])
@@ -163,7 +163,7 @@ def rows_for(cfg: ModelConfig, n_tokens: int, rounds: int, long: int) -> list[Ro
         rows += rows_of(alternate({
             f"{first}, ours": lambda asked=asked: decode_ours(model, asked, 1),
             f"{first}, transformers": lambda asked=asked: decode_theirs(theirs, asked, 1),
-        }, few, pause=0.05), None, "s")
+        }, rounds, pause=0.05), None, "s")
     for whose, (opened, most) in memory.items():
         rows.append(Row(f"{size}: peak memory, {whose}", most, "MB",
                         note=f"of a whole process; {opened:.0f} MB before the first token; "

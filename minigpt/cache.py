@@ -387,7 +387,9 @@ def choose_layout(
     "How the weights are read fastest, by their size and the number of texts."
     if sum(p.nbytes for p in model.parameters()) <= PROCESSOR_CACHE:
         return "rows"
-    return "columns" if batch_size == 1 else layouts()[-1].replace("columns", "rows")
+    if batch_size == 1:
+        return "columns"
+    return "packed" if "packed" in layouts() else "rows"
 
 # %% ../nbs/51_kv_cache.ipynb #decoder-for
 DECODERS: WeakKeyDictionary[GPT, dict] = WeakKeyDictionary()     # layout -> state, decoder

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'PIECE', 'decode', 'read_text', 'read_pieces', 'read_documents', 'read_jsonl', 'dataset_documents',
-           'stdlib_text', 'split_documents', 'split_stream', 'encode_documents', 'batches_of', 'encode_in_order',
-           'save_tokens', 'load_tokens', 'write_tokens', 'write_header', 'shuffled_places', 'read_row', 'Batches']
+           'stdlib_text', 'split_documents', 'split_stream', 'token_dtype', 'encode_documents', 'batches_of',
+           'encode_in_order', 'save_tokens', 'load_tokens', 'write_tokens', 'write_header', 'shuffled_places',
+           'read_row', 'Batches']
 
 # %% ../nbs/23_data.ipynb #imports
 import hashlib
@@ -179,12 +180,19 @@ def split_stream(
             yield document
 
 # %% ../nbs/23_data.ipynb #encode-documents
+def token_dtype(
+    tokenizer: Tokenizer,
+) -> np.dtype:            # uint16, or uint32 for a vocabulary over 65,536
+    "The narrowest numbers that hold every id."
+    return np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+
+
 def encode_documents(
     tokenizer: Tokenizer,           # turns text into ids
     documents: Iterable[str],       # whole documents
 ) -> np.ndarray:                    # (n,) uint16, or uint32 for a vocabulary over 65,536
     "One long row of ids: end-of-text, a document, end-of-text, a document, …, end-of-text."
-    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+    dtype = token_dtype(tokenizer)
     rows = [np.array([tokenizer.end_of_text], dtype)]
     rows += [np.array([*tokenizer.encode(d), tokenizer.end_of_text], dtype) for d in documents]
     return np.concatenate(rows)
@@ -247,7 +255,7 @@ def write_tokens(
     "`encode_documents` into a file, as the documents come. Stopped, it goes on where it was."
     path = Path(path)
     part, notes = (path.with_name(path.name + end) for end in (".part", ".notes"))
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    dtype = token_dtype(tokenizer)
     same = hashlib.sha256(b"\0".join(tokenizer.tokens)).hexdigest()
     done = {"tokenizer": same, "documents": 0, "tokens": 0}
     try:

@@ -106,7 +106,7 @@ def text_for_tokenizer(
 # %% ../nbs/47_recipe.ipynb #build
 def build(
     recipe: Recipe,
-    world: World = ALONE,      # the processes that share the work
+    world: World = ALONE,        # the processes that share the work
     how: str = "replicate",      # how the model is spread over them
 ) -> tuple[GPT, list[torch.optim.Optimizer]]:
     "A new model and its optimizers, the same for the same seed."
@@ -145,13 +145,13 @@ def plan(
     tokens_per_weight: float = 3.0,     # to learn from, at least; the shipped recipe has 3.3
 ) -> Recipe:
     "Try sizes from small to large for a few steps each; the largest that still sees enough text."
+    tokens = np.random.default_rng(0).integers(0, base.vocab_size, 50_000, dtype=np.uint16)
     chosen = None
     for n_layer, d_model, n_head in SIZES:
         model = replace(base.model, n_layer=n_layer, d_model=d_model, n_head=n_head,
                         n_kv_head=n_head // 2, d_ff=round(d_model * 8 / 3 / 16) * 16,
                         vocab_size=base.vocab_size)
         recipe = replace(base, model=model)
-        tokens = np.random.default_rng(0).integers(0, base.vocab_size, 50_000, dtype=np.uint16)
         batches = Batches(tokens, base.batch_size, model.context_length)
         recipe = replace(recipe, steps=steps_for(recipe, batches, minutes, n_trial=2))
         n_tokens = recipe.steps * recipe.batch_size * model.context_length
@@ -300,7 +300,7 @@ def run(
     evaluate_every: int = 200,      # steps between looks at the validation text
     save_every: int = 200,          # steps between checkpoints
     tensorboard: bool = False,      # write TensorBoard's files, too
-    world: World = ALONE,         # the processes that share the work (chapter 46)
+    world: World = ALONE,           # the processes that share the work (chapter 46)
     how: str = "replicate",         # how the model is spread over them, or "shard"
 ) -> Iterator[Report]:              # one report a step; closing the iterator saves
     "Train from the newest checkpoint or from the start; log, save at intervals and on a stop."

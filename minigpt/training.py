@@ -65,13 +65,13 @@ def accumulate_gradients(
 ) -> float:                      # nats a token, mean over the whole batch, without the balance
     "Gradients of the mean loss of the whole batch, whatever the cut."
     total, n_targets = 0.0, n_targets or ids[:, 1:].numel()
-    cfg = getattr(model, "module", model).cfg if balance else None
     for part in ids.chunk(n_micro):
         inputs, targets = shift(part)
         with watch_routers(model) as scores:
             loss = cross_entropy(model(inputs), targets, "sum") / n_targets
         total += loss.item()
         if scores and balance:
+            cfg = getattr(model, "module", model).cfg       # DistributedDataParallel wraps it
             loss = loss + balance * balance_loss(scores, cfg.n_expert_used) \
                 * (targets.numel() / n_targets)
         loss.backward()
@@ -105,11 +105,9 @@ def train(
             group["lr"] = group["peak_lr"] * share
         model.zero_grad(set_to_none=True)
         ids = batches[n].to(device)
-        if n_processes == 1:
-            loss = accumulate_gradients(model, ids, n_micro, balance)
-        else:                                       # gradients are averaged over the processes
-            loss = accumulate_gradients(model, ids[rank::n_processes], n_micro, balance,
-                                        ids[:, 1:].numel() / n_processes)
+        loss = accumulate_gradients(model, ids[rank::n_processes], n_micro, balance,
+                                    ids[:, 1:].numel() / n_processes)
+        if n_processes > 1:                         # the mean over processes, as their gradients
             losses = torch.tensor(loss / n_processes, dtype=torch.float64, device=device)
             torch.distributed.all_reduce(losses)
             loss = losses.item()

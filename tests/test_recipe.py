@@ -6,13 +6,15 @@ import random
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import soak
 import torch
 
 from minigpt.checkpoint import checkpoints_in, only_run
+from minigpt.data import Batches
 from minigpt.recipe import is_started, read_recipe, run, write_recipe
-from minigpt.training import TrainingDiverged
+from minigpt.training import TrainingDiverged, train
 
 
 @pytest.fixture
@@ -121,3 +123,10 @@ def test_a_recipe_is_written_whole(tmp_path, folder):
     recipe = read_recipe(folder)
     write_recipe(tmp_path, recipe)
     assert read_recipe(tmp_path) == recipe
+
+
+def test_a_model_without_a_config_trains_too():
+    model = torch.nn.Sequential(torch.nn.Embedding(50, 8), torch.nn.Linear(8, 50))
+    batches = Batches(np.arange(2000, dtype=np.uint16) % 50, 2, 8)
+    first, *_, last = train(model, batches, [torch.optim.SGD(model.parameters(), lr=0.5)], 20)
+    assert last.loss < first.loss
