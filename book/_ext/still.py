@@ -1,0 +1,147 @@
+"""The still picture of each live part: drawn by the same model when the site is built."""
+import functools
+import html
+
+import torch
+
+from minigpt.attention import attend
+from minigpt.checkpoint import load_model, shipped_model
+
+WEIGHTS = shipped_model() / "model.safetensors"
+N_BARS = 8
+
+
+@functools.cache
+def opened():
+    return load_model()
+
+
+def shown(token: int) -> str:
+    "A token as the page shows it: spaces and line ends visible, broken letters as bytes."
+    _, tokenizer = opened()
+    piece = tokenizer.decode_bytes([token])
+    try:
+        text = piece.decode()
+    except UnicodeDecodeError:
+        return html.escape("".join(f"‹{b:02x}›" for b in piece))
+    for plain, sign in ((" ", "␣"), ("\n", "⏎"), ("\t", "⇥")):
+        text = text.replace(plain, sign)
+    return html.escape(text)
+
+
+def chips(ids: list[int], numbers: bool = True) -> str:
+    small = (lambda i: f"<small>{i}</small>") if numbers else (lambda i: "")
+    return '<ol class="live-tokens">' + "".join(
+        f'<li><span class="live-token live-hue-{n % 5}">{shown(i)}{small(i)}</span></li>'
+        for n, i in enumerate(ids)) + "</ol>"
+
+
+@torch.no_grad()
+def next_chances(ids: list[int]) -> list[tuple[int, float]]:
+    model, _ = opened()
+    probs = model(torch.tensor([ids]))[0, -1].softmax(-1)
+    best = probs.topk(N_BARS)
+    return list(zip(best.indices.tolist(), best.values.tolist()))
+
+
+def tokens(text: str) -> str:
+    _, tokenizer = opened()
+    ids = tokenizer.encode(text)
+    return (f"<p>{html.escape(text)}</p>{chips(ids)}"
+            f"<p class=\"live-count\">{len(text)} characters, {len(text.encode())} bytes, "
+            f"{len(ids)} tokens.</p>")
+
+
+@torch.no_grad()
+def weights_of(ids: list[int], layer: int) -> torch.Tensor:      # (H, T, T)
+    "What each head of one layer reads."
+    model, _ = opened()
+    x, places = torch.tensor([ids]), torch.arange(len(ids))
+    x = model.position.embed(model.embedding(x), places)
+    rotation = model.position.rotation(places)
+    for block in model.blocks[:layer]:
+        x = block(x, rotation)
+    block = model.blocks[layer]
+    q, k, v = block.attention.project(block.attention_norm(x), rotation)
+    share = q.shape[1] // k.shape[1]
+    return attend(q, k.repeat_interleave(share, 1), v.repeat_interleave(share, 1))[1][0]
+
+
+def attention(text: str) -> str:
+    model, tokenizer = opened()
+    ids = tokenizer.prompt_ids(text)
+    weights = weights_of(ids, 0)[0].tolist()
+    cell, room = 18, 90
+    size = room + cell * len(ids)
+    drawn = [f'<svg viewBox="0 0 {size} {size}" width="{size}" role="img" aria-label="Layer 1, '
+             'head 1: each row is a token that reads, each column one that is read">']
+    for t, row in enumerate(weights):
+        drawn.append(f'<text x="{room - 6}" y="{room + cell * t + 13}" text-anchor="end" '
+                     f'fill="currentColor" font-size="12">{shown(ids[t])}</text>')
+        drawn += [f'<rect x="{room + cell * s}" y="{room + cell * t}" width="{cell}" '
+                  f'height="{cell}" fill="currentColor" opacity="{w:.2f}"/>'
+                  for s, w in enumerate(row[:t + 1]) if w >= 0.005]
+    return f'{chips(ids, numbers=False)}<div class="live-pair">{"".join(drawn)}</svg></div>'
+
+
+def machine(text: str) -> str:
+    model, tokenizer = opened()
+    cfg, ids = model.cfg, tokenizer.prompt_ids(text)
+    rows = [("token id", "1", shown(ids[-1])), ("embedding", f"{cfg.d_model}", "")]
+    for n in range(cfg.n_layer):
+        rows += [(f"block {n + 1}: query", f"{cfg.n_head} × {cfg.d_head}", ""),
+                 (f"block {n + 1}: key, value", f"{cfg.n_kv_head} × {cfg.d_head} each", ""),
+                 (f"block {n + 1}: weights", f"{cfg.n_head} × {len(ids)}", ""),
+                 (f"block {n + 1}: hidden units", f"{cfg.d_ff}", ""),
+                 (f"block {n + 1}: stream", f"{cfg.d_model}", "")]
+    best = ", ".join(f"{shown(i)} {p:.0%}" for i, p in next_chances(ids)[:4])
+    rows += [("logits", f"{cfg.vocab_size}", ""), ("chances", f"{cfg.vocab_size}", best)]
+    body = "".join(f"<tr><td>{a}</td><td>{b}</td><td>{c}</td></tr>" for a, b, c in rows)
+    return (f"<p>{html.escape(text)}</p><table class=\"table\"><thead><tr><th>station</th>"
+            f"<th>numbers</th><th>values</th></tr></thead><tbody>{body}</tbody></table>")
+
+
+def sampler(text: str) -> str:
+    _, tokenizer = opened()
+    bars = "".join(
+        f'<li><code>{shown(i)}</code><span class="live-bar"><i class="live-after" '
+        f'style="width:{p * 100:.1f}%"></i></span><span class="live-percent">{p:.1%}</span></li>'
+        for i, p in next_chances(tokenizer.prompt_ids(text)))
+    return f'<p class="live-text">{html.escape(text)}</p><ol class="live-bars">{bars}</ol>'
+
+
+@functools.cache
+def continuation(text: str, n: int) -> tuple[list[int], list[int]]:
+    "The prompt's ids, and the n likeliest that follow one after another."
+    _, tokenizer = opened()
+    ids, made = tokenizer.prompt_ids(text), []
+    while len(made) < n and tokenizer.end_of_text not in made:
+        made.append(next_chances(ids + made)[0][0])
+    return ids, made
+
+
+def story(text: str) -> str:
+    _, tokenizer = opened()
+    _, made = continuation(text, 60)
+    made = [i for i in made if i != tokenizer.end_of_text]
+    return (f'<p class="live-text">{html.escape(text)}<span class="live-made">'
+            f"{html.escape(tokenizer.decode(made))}</span></p>")
+
+
+def cache(text: str) -> str:
+    ids, made = continuation(text, 8)
+    rows, room = [], len(ids) + len(made)
+    for n, token in enumerate(made):
+        known, new = (0, len(ids)) if n == 0 else (len(ids) + n - 1, 1)
+        rows.append(f'<li><span class="live-cells"><i class="live-known" style="flex:{known}"></i>'
+                    f'<i class="live-new" style="flex:{new}"></i>'
+                    f'<i style="flex:{room - known - new}"></i></span>'
+                    f"<code>{shown(token)}</code></li>")
+    return (f'<p class="live-text">{html.escape(text)}</p>'
+            '<p class="live-key"><i class="live-known"></i> found in the cache '
+            '<i class="live-new"></i> computed now</p>'
+            f'<ol class="live-steps">{"".join(rows)}</ol>')
+
+
+PICTURES = {"tokens": tokens, "attention": attention, "machine": machine, "sampler": sampler,
+            "story": story, "cache": cache}

@@ -1,0 +1,115 @@
+/* Attention: a sentence of the reader's, every layer and head, and what each token reads. */
+import { field, h, modelLine, onModel, percent, promptIds, shade, shown } from "./shell.js";
+
+const MOST = 40;                                      // tokens, so that a row stays readable
+
+export default function attention(host, { text }) {
+  const [label, box] = field("Your sentence", "textarea",
+    { rows: 2, maxlength: 240, spellcheck: "false" });
+  const heads = h("div", { class: "live-heads", role: "group", "aria-label": "Layer and head" });
+  const words = h("ol", { class: "live-tokens", "aria-label": "The tokens; choose one that reads" });
+  const grid = h("canvas", { class: "live-grid", role: "img" });
+  const says = h("p", { class: "live-story", role: "status" });
+  let opened, ids = [], rows = [], layer = -1, head = 0, reader = 0;
+  box.value = text;
+
+  /** Run the sentence once; rows[layer][head][t] are the weights of token t on tokens 0 to t. */
+  function run() {
+    const { model } = opened, cache = model.newCache(), { n_layer, n_head } = model.cfg;
+    ids = promptIds(opened, box.value).slice(0, MOST);
+    rows = Array.from({ length: n_layer }, () => Array.from({ length: n_head }, () => []));
+    for (const id of ids) {
+      model.step(id, cache, (l, name, weights) => {
+        if (name === "weights") weights.forEach((row, n) => rows[l][n].push(row));
+      });
+    }
+    reader = Math.min(reader || ids.length - 1, ids.length - 1);
+    if (layer < 0) [layer, head] = farReader();
+    layer = Math.min(layer, n_layer - 1);
+    head = Math.min(head, n_head - 1);
+  }
+
+  /** The head that is surest of a word further back: a good one to begin with. */
+  function farReader() {
+    const far = (l, n) => Math.max(0, ...rows[l][n][reader].slice(1, -3));
+    return rows.flatMap((list, l) => list.map((_, n) => [l, n]))
+      .reduce((best, at) => (far(...at) > far(...best) ? at : best));
+  }
+
+  /** Paint one head: rows read, columns are read, the hatched corner is the future. */
+  function paint(canvas, weights, cell, marked) {
+    const T = weights.length, ink = getComputedStyle(host).getPropertyValue("--live-ink");
+    canvas.width = canvas.height = T * cell;
+    const pen = canvas.getContext("2d");
+    pen.fillStyle = pen.strokeStyle = ink;
+    weights.forEach((row, t) => row.forEach((w, s) => {
+      pen.globalAlpha = w;
+      pen.fillRect(s * cell, t * cell, cell, cell);
+    }));
+    pen.globalAlpha = 0.25;
+    pen.beginPath();
+    for (let t = 0; t < T; t++) {
+      for (let s = t + 1; s < T; s++) {
+        pen.moveTo(s * cell, (t + 1) * cell);
+        pen.lineTo((s + 1) * cell, t * cell);
+      }
+    }
+    if (cell > 4) pen.stroke();
+    pen.globalAlpha = 1;
+    if (marked >= 0) pen.strokeRect(0.5, marked * cell + 0.5, T * cell - 1, cell - 1);
+  }
+
+  function look() {
+    const row = rows[layer][head][reader], { tokenizer } = opened;
+    [...words.querySelectorAll("button")].forEach((button, s) => {
+      button.style.background = s <= reader ? shade(row[s] * 0.75) : "";
+      button.classList.toggle("live-future", s > reader);
+      button.setAttribute("aria-pressed", String(s === reader));
+    });
+    paint(grid, rows[layer][head], Math.max(8, Math.floor(480 / ids.length)), reader);
+    const best = [...row.keys()].sort((a, b) => row[b] - row[a]).slice(0, 3)
+      .filter((s) => row[s] > 0.01)
+      .map((s) => `${shown(tokenizer, ids[s])} (place ${s}) ${percent(row[s])}`);
+    says.textContent = `Layer ${layer + 1}, head ${head + 1}: ${shown(tokenizer, ids[reader])} ` +
+      `(place ${reader}) reads ${best.join(", ")}.` +
+      (reader < ids.length - 1 ? ` The ${ids.length - 1 - reader} after it are hidden.` : "");
+    grid.setAttribute("aria-label", `The weights of layer ${layer + 1}, head ${head + 1}: ` +
+      "each row is a token that reads, each column one that is read; the future is hatched.");
+  }
+
+  function choose(l, n) {
+    [layer, head] = [l, n];
+    [...heads.querySelectorAll("button")].forEach((button) => button.setAttribute("aria-pressed",
+      String(button.dataset.at === `${l} ${n}`)));
+    look();
+  }
+
+  function draw() {
+    if (!opened) return;
+    run();
+    heads.replaceChildren(...rows.flatMap((list, l) => list.map((weights, n) => {
+      const small = h("canvas", { "aria-hidden": "true" });
+      paint(small, weights, 3, -1);
+      return h("button", { type: "button", "data-at": `${l} ${n}`, onclick: () => choose(l, n),
+        "aria-label": `Layer ${l + 1}, head ${n + 1}` }, small, h("small", {}, `${l + 1}.${n + 1}`));
+    })));
+    heads.style.setProperty("--live-columns", opened.model.cfg.n_head);
+    words.replaceChildren(...ids.map((id, t) => {
+      const pick = () => { reader = t; look(); };
+      return h("li", {}, h("button", { type: "button", class: "live-token", onclick: pick,
+        onmouseenter: pick, onfocus: pick }, shown(opened.tokenizer, id)));
+    }));
+    choose(layer, head);
+  }
+
+  box.addEventListener("input", draw);
+  grid.addEventListener("mousemove", (event) => {
+    const at = Math.floor(event.offsetY / grid.clientHeight * ids.length);
+    if (at >= 0 && at < ids.length && at !== reader) { reader = at; look(); }
+  });
+  new MutationObserver(() => opened && choose(layer, head)).observe(
+    document.documentElement, { attributeFilter: ["data-theme"] });
+  host.replaceChildren(label, box, words, says,
+    h("div", { class: "live-pair" }, heads, grid), modelLine(host));
+  return onModel((model) => { opened = model; draw(); });
+}

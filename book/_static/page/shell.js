@@ -1,0 +1,174 @@
+/* What the live parts of a page share: one model, small helpers, and a way to bring your own. */
+import { openModel } from "./engine.js";
+
+/** An element: h("button", { class: "x", onclick: f }, "text", child). */
+export function h(tag, props = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(props)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value !== false && value != null) node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.flat().filter((c) => c != null && c !== false));
+  return node;
+}
+
+let lastId = 0;
+/** A labelled field: [label, input]. */
+export function field(text, tag, props, ...children) {
+  const id = `live-${++lastId}`;
+  return [h("label", { for: id }, text), h(tag, { id, ...props }, ...children)];
+}
+
+/** A token as the reader should see it: spaces and line ends visible, broken letters as bytes. */
+export function shown(tokenizer, id) {
+  const bytes = tokenizer.bytes(id), text = new TextDecoder().decode(bytes);
+  if (text.includes("\ufffd")) return [...bytes].map((b) => `‹${hex(b)}›`).join("");
+  return text.replace(/[ \n\t\r]/g, (c) => ({ " ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍" })[c]);
+}
+
+export const hex = (byte) => byte.toString(16).padStart(2, "0");
+export const percent = (p) => (p >= 0.0995 ? `${Math.round(p * 100)}%`
+  : p >= 0.0005 ? `${(p * 100).toFixed(1)}%` : "under 0.1%");
+
+/** A colour between nothing and full, readable in light and dark. share: 0 to 1. */
+export const shade = (share) => `color-mix(in srgb, var(--live-ink) ${Math.round(share * 100)}%,
+  transparent)`;
+
+/** The ids of a text as the model reads it: the marker that begins a document, then the text. */
+export function promptIds({ tokenizer, model }, text) {
+  const ids = [tokenizer.endOfText, ...tokenizer.encode(text)];
+  return ids.slice(-model.cfg.context_length);
+}
+
+/** Numbers as a strip of cells: blue below 0, orange above; the strongest cell is full. */
+export function strip(numbers, label) {
+  const canvas = h("canvas", { width: numbers.length, height: 1, role: "img",
+    "aria-label": label });
+  const pen = canvas.getContext("2d");
+  const most = numbers.reduce((m, v) => Math.max(m, Math.abs(v)), 1e-9);
+  numbers.forEach((v, i) => {
+    pen.fillStyle = `rgb(${v < 0 ? "47 111 196" : "217 119 6"} / ${Math.abs(v) / most})`;
+    pen.fillRect(i, 0, 1, 1);
+  });
+  return canvas;
+}
+
+// ---- The model that every live part of the page runs -------------------------------------------
+const HOME = new URL("../tinytown/", import.meta.url);      // the files that the package ships
+const NAMES = ["model.safetensors", "tokenizer.json", "config.json"];
+const listeners = new Set();
+let current = null;                          // a promise of { model, tokenizer, name }
+
+async function fromSite(name) {
+  const reply = await fetch(new URL(name, HOME));
+  if (!reply.ok) throw new Error(`The page could not fetch ${name} (${reply.status}).`);
+  return reply.arrayBuffer();
+}
+
+/** A drawer of the browser, for a reader's model: it stays when the page is left. */
+function drawer(mode, use) {
+  return new Promise((resolve, reject) => {
+    const opening = indexedDB.open("minigpt", 1);
+    opening.onupgradeneeded = () => opening.result.createObjectStore("files");
+    opening.onerror = () => reject(opening.error);
+    opening.onsuccess = () => {
+      const work = opening.result.transaction("files", mode), wish = use(work.objectStore("files"));
+      work.oncomplete = () => { opening.result.close(); resolve(wish.result); };
+      work.onerror = () => reject(work.error);
+    };
+  });
+}
+
+async function first() {
+  const kept = await drawer("readonly", (files) => files.get("model")).catch(() => null);
+  if (kept) {
+    try {
+      return { ...await openModel(async (name) => kept.files[name] ?? null), name: kept.name };
+    } catch { /* an older page kept something that this one cannot read: fall back */ }
+  }
+  return { ...await openModel(fromSite), name: "the model of the package" };
+}
+
+/** The model, opened on first use and once for the page. */
+export const currentModel = () => (current ??= first());
+
+/** Call f with the model now, and again when the reader brings another. */
+export function onModel(f) {
+  listeners.add(f);
+  return currentModel().then(f);
+}
+
+async function change(opened) {
+  current = Promise.resolve(opened);
+  for (const f of listeners) await f(opened);
+}
+
+/** Open files that the reader chose or dropped; keep them for the other pages. */
+async function bring(files) {
+  const weights = files.find((f) => f.name === "model.safetensors")
+    ?? files.find((f) => f.name.endsWith(".safetensors"));
+  const chosen = {};
+  for (const file of files.filter((f) => NAMES.includes(f.name))) {
+    chosen[file.name] = await file.arrayBuffer();
+  }
+  if (weights) chosen["model.safetensors"] = await weights.arrayBuffer();
+  const name = weights?.webkitRelativePath?.split("/")[0] || weights?.name || "your model";
+  const opened = { ...await openModel(async (n) => chosen[n] ?? null), name };
+  await drawer("readwrite", (box) => box.put({ name, files: chosen }, "model")).catch(() => null);
+  await change(opened);
+}
+
+/** Every file of what was dropped: folders are walked through. */
+async function dropped(transfer) {
+  const walk = async (entry) => {
+    if (entry.isFile) return [await new Promise((ok, no) => entry.file(ok, no))];
+    const reader = entry.createReader(), found = [];
+    for (;;) {
+      const some = await new Promise((ok, no) => reader.readEntries(ok, no));
+      if (!some.length) return found;
+      for (const child of some) found.push(...await walk(child));
+    }
+  };
+  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry()).filter(Boolean);
+  return (await Promise.all(entries.map(walk))).flat();
+}
+
+/** The line below a live part: which model runs, and how to run another. */
+export function modelLine(host) {
+  const says = h("span", { role: "status" }, "The model is on its way.");
+  const home = h("button", { type: "button", hidden: true, onclick: () => attempt(async () => {
+    await drawer("readwrite", (box) => box.delete("model")).catch(() => null);
+    current = null;
+    await change(await currentModel());
+  }) }, "Back to the book's model");
+  const attempt = async (work) => {
+    try { await work(); } catch (error) { says.textContent = error.message; }
+  };
+  const input = (props) => {
+    const element = h("input", { type: "file", ...props, hidden: true, onchange: () =>
+      attempt(() => bring([...element.files])) });
+    return element;
+  };
+  const folder = input({ webkitdirectory: true }), file = input({ multiple: true });
+  const choose = (text, element) =>
+    h("button", { type: "button", onclick: () => element.click() }, text);
+  host.addEventListener("dragover", (event) => event.preventDefault());
+  host.addEventListener("drop", (event) => {
+    if (!event.dataTransfer.types.includes("Files")) return;
+    event.preventDefault();
+    attempt(async () => bring(await dropped(event.dataTransfer)));
+  });
+  const show = ({ model, name }) => {
+    const n = model.parameters.toLocaleString("en");
+    says.textContent = `Runs in your browser: ${name}, ${n} numbers.`;
+    home.hidden = name === "the model of the package";
+  };
+  onModel(show).catch((error) => { says.textContent = error.message; });
+  return h("details", { class: "live-model" },
+    h("summary", {}, says),
+    h("p", {}, "Trained one with ", h("code", {}, "minigpt train"),
+      "? Drop its folder here, or choose it: every live part of the book then runs it. " +
+      "Nothing is sent anywhere."),
+    h("p", { class: "live-row" }, choose("Choose a folder", folder), choose("Choose files", file),
+      home, folder, file));
+}

@@ -1,0 +1,28 @@
+/* Brings the live parts of a page to life when they come near; the static picture stands till then. */
+const PARTS = { tokens: "tokens.js", attention: "attention.js", machine: "machine.js",
+  sampler: "sampler.js", story: "sampler.js", cache: "cache.js" };
+
+async function wake(host) {
+  const { live, text } = host.dataset, still = [...host.childNodes];
+  try {
+    const { default: build } = await import(new URL(PARTS[live], import.meta.url));
+    await build(host, { text, simple: live === "story", auto: live === "story" });
+    host.classList.add("live-awake");
+  } catch (error) {
+    host.replaceChildren(...still);                  // the picture is better than nothing
+    host.append(Object.assign(document.createElement("p"), { className: "live-count",
+      textContent: `This part stays a picture: ${error.message}` }));
+  }
+}
+
+const near = new IntersectionObserver((entries) => {
+  for (const entry of entries.filter((e) => e.isIntersecting)) {
+    near.unobserve(entry.target);
+    wake(entry.target);
+  }
+}, { rootMargin: "600px" });
+
+for (const host of document.querySelectorAll("[data-live]")) near.observe(host);
+if (document.querySelector(".predict, [data-progress]")) {
+  import(new URL("predict.js", import.meta.url)).then(({ default: build }) => build());
+}
