@@ -128,13 +128,13 @@ def weave(markup: str, links: dict[tuple[int, int], tuple[str, str]]) -> str:
 def mark(app, doctree) -> None:
     "Give cells their place and their links; code in the prose is read as one text."
     scope = {}
-    for cell in doctree.findall(nodes.container):
+    for cell in list(doctree.findall(nodes.container)):
         about = cell.get("cell_metadata") or {}
         if "tag_exported" in cell.get("classes", []):
             cell["ids"].append(f"cell-{about['cell']}")
-        for block in cell.findall(nodes.literal_block):
+        for block in cell.findall(nodes.literal_block) if "links" in about else []:
             if "cell_input" in block.parent.get("classes", []):
-                block["links"] = about.get("links", [])
+                block["links"] = about["links"]
     for block in doctree.findall(nodes.literal_block):
         if block.get("language") == "python" and "links" not in block:
             block["links"] = find(block.rawsource or block.astext(), scope)

@@ -30,10 +30,11 @@ LEANS = re.compile(r"\b(its|them|there|one|many|both)\b")     # says little with
 ALIAS = re.compile(r"\(([A-Za-z]*[A-Z]{2,}\w*|[A-Z][a-z]*[A-Z]+\w*)\)|\bor \*([^*]+)\*")
 # Plain English, or another matter elsewhere: linked in the chapters that explain them only.
 EVERYDAY = set("""
-    acceptance backend beam block capacity chances cosine decode document draft dropped family
-    flush fused gate grammar greedy head hub index key layout load mask memory merge overflow
-    overhead packing pattern position proposal pruning rank recipe residual schedule score seed
-    shard source step streaming surprise target tile transposed trapezoid value weights window
+    acceptance backend beam bias bits block capacity chances cosine decode decoder document draft
+    dropped encoder family flush frequency fused gate grammar greedy head hub index key layout
+    load mask memory merge overflow overhead packing pattern position proposal pruning rank recipe
+    residual schedule score seed shard source step streaming surprise target tile transposed
+    trapezoid value weights window
     """.split())
 # In every sentence, or on every page: linked nowhere.
 NEVER = set("byte choice fact gpt id mean option place process rule run theta".split())
@@ -201,7 +202,8 @@ class Words(SphinxDirective):
 
     def meaning(self, term: str, meaning: Meaning) -> nodes.paragraph:
         alone = meaning.lead.lower() == f"**{term}**"
-        parsed = self.parse_text_to_nodes(meaning.text if alone else meaning.whole)
+        text = meaning.text if alone else meaning.whole
+        parsed = self.parse_text_to_nodes(text[0].upper() + text[1:])
         return paragraph(*parsed[0].children, nodes.Text(" ("), link(meaning.chapter),
                          nodes.Text(")"))
 

@@ -94,7 +94,7 @@ class Page:
     def entry(self, e: signatures.Entry, owner: bool = False) -> nodes.section:
         self.env.get_domain("py").note_object(
             f"minigpt.{self.module.name}.{e.name}", e.kind, e.name)
-        title = nodes.title("", "", nodes.literal("", e.name))
+        title = nodes.title("", "", nodes.literal("", e.name.split(".")[-1]))
         section = nodes.section("", title, ids=[e.name])
         section += self.origin(e, owner)
         section += [paragraph(*prose(text, self.known)) for text in e.doc.split("\n\n") if text]
@@ -178,6 +178,13 @@ def no_edit(app, pagename, template, context, doctree) -> None:
         context["page_source_suffix"] = ""      # nobody edits a generated module: no such button
 
 
+def name_folds(app, pagename, template, context, doctree) -> None:
+    "The theme's button that folds a list of pages has no name for those who cannot see it."
+    tree = context["generate_toctree_html"]
+    context["generate_toctree_html"] = lambda *args, **options: str(tree(*args, **options)).replace(
+        "<summary>", '<summary aria-label="Show or hide the pages of this section">')
+
+
 def setup(app):
     app.add_source_suffix(".py", "minigpt")
     app.add_source_parser(ModuleParser)
@@ -185,4 +192,5 @@ def setup(app):
     app.add_css_file("reference.css")
     app.connect("doctree-resolved", resolve)
     app.connect("html-page-context", no_edit, priority=100)
+    app.connect("html-page-context", name_folds, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

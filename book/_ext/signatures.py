@@ -103,8 +103,9 @@ class Reader:
         returns, meaning = self.text(node.returns), self.trailing.get(end, "")
         if meaning or returns not in ("", "None"):
             entry.returns = Parameter("returns", returns.strip("\"'"), meaning=meaning)
+        shown = node.name if kind == "method" else entry.name
         entry.call = "".join(f"@{d}\n" for d in decorators if d not in KINDS)
-        entry.call += call(entry.name, node.args, entry.parameters)
+        entry.call += call(shown, node.args, entry.parameters)
         return entry
 
     def header_end(self, node) -> int:
