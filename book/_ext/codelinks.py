@@ -156,4 +156,4 @@ def literal_block(self, node) -> None:
 def setup(app):
     app.connect("doctree-read", mark)
     app.add_node(nodes.literal_block, override=True, html=(literal_block, None))
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    return {"env_version": 1, "parallel_read_safe": True, "parallel_write_safe": True}

@@ -235,4 +235,4 @@ def setup(app):
     app.connect("builder-inited", lambda app: collected.cache_clear())
     app.connect("doctree-resolved", link_terms)
     app.connect("html-page-context", script)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    return {"env_version": 1, "parallel_read_safe": True, "parallel_write_safe": True}

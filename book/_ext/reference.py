@@ -193,4 +193,4 @@ def setup(app):
     app.connect("doctree-resolved", resolve)
     app.connect("html-page-context", no_edit, priority=100)
     app.connect("html-page-context", name_folds, priority=900)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    return {"env_version": 1, "parallel_read_safe": True, "parallel_write_safe": True}

@@ -12,11 +12,12 @@
     shown = null;
   };
 
-  // Below the word, or above it where there is no room; never beyond the window's edges.
+  // Below the word, or above it where there is no room; never beyond the text or the window.
   const place = ({ link, tip }) => {
     const word = link.getClientRects()[0];
     const origin = (tip.offsetParent ?? document.body).getBoundingClientRect();
-    const right = document.documentElement.clientWidth - MARGIN - tip.offsetWidth;
+    const edge = document.documentElement.clientWidth - MARGIN;
+    const right = Math.min(edge, article.getBoundingClientRect().right) - tip.offsetWidth;
     const below = word.bottom + GAP, above = word.top - GAP - tip.offsetHeight;
     const fits = below + tip.offsetHeight <= innerHeight || above < 0;
     tip.style.left = `${Math.max(MARGIN, Math.min(word.left, right)) - origin.left}px`;
