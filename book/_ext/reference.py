@@ -130,8 +130,8 @@ class Page:
             if p.default:
                 term += [nodes.Text(" = "), nodes.literal("", p.default)]
             meaning = prose(p.meaning, self.known) or [nodes.Text("\u2013")]
-            table += nodes.definition_list_item("", term, nodes.definition(
-                "", paragraph(*meaning)))
+            text = paragraph(*meaning, support_smartquotes=False)    # "heads" is a value
+            table += nodes.definition_list_item("", term, nodes.definition("", text))
         return table
 
     def source(self, e: signatures.Entry) -> list[nodes.Node]:
