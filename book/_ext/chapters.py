@@ -3,12 +3,14 @@
 A line like `#| export` speaks to nbdev, not to the reader. It is taken out of the code, and what
 it says is turned into a tag or a figure. Outputs come from the stored runs of `book/run.py`.
 """
-import html
 import re
 import sys
 from pathlib import Path
 
+import codelinks
 import nbformat
+import reference
+import signatures
 from docutils import nodes
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -36,7 +38,7 @@ def directives(source: str) -> dict[str, str]:
 def page(text: str):
     "A notebook as MyST-NB should see it."
     nb = run.with_outputs(nbformat.reads(text, as_version=4))
-    module = None
+    module, scope = None, {}
     for number, cell in enumerate(nb.cells, 1):
         if cell.cell_type != "code":
             continue
@@ -47,6 +49,9 @@ def page(text: str):
             raise ValueError(f"nbs/{next(same, '?')}, cell {number}: {error}") from None
         module = d.get("default_exp") or module
         cell.source = HEAD.sub("", cell.source)
+        exports_to = module if d.keys() & {"export", "exports"} else ""
+        cell.metadata |= {"cell": cell.get("id", str(number)),
+                          "links": codelinks.find(cell.source, scope, exports_to)}
         off = {name for name, value in d.items() if value.lower() == "false"}
         tags = list(cell.metadata.get("tags", []))
         if "hide" in d or not cell.source.strip():
@@ -59,7 +64,7 @@ def page(text: str):
             answer = d.get("code-summary", "").startswith("Solution")
             tags.append("hide-cell" if answer else "hide-input")  # an output can tell the answer
         mystnb = {}
-        if d.keys() & {"export", "exports"}:
+        if exports_to:
             tags += ["exported", f"module-{module}"]
             n_lines = len(cell.source.splitlines())
             if n_lines > LONG:
@@ -87,8 +92,13 @@ def mark_exported(app, doctree) -> None:
                        if c.startswith("tag_module-")), None)
         inputs = [n for n in cell.children if "cell_input" in n.get("classes", [])]
         if module and inputs:
-            note = f'<p class="exported-to">minigpt.{html.escape(module)}</p>'
-            inputs[0].append(nodes.raw("", note, format="html"))
+            known = signatures.modules().get(module)
+            names = [e.name for e in known.entries.values()
+                     if e.cell == cell["cell_metadata"]["cell"]] if known else []
+            name = nodes.Text(f"minigpt.{module}")
+            if known:
+                name = reference.link(f"minigpt/{module}", names[0] if names else "", name)
+            inputs[0].append(reference.paragraph(name, classes=["exported-to"]))
 
 
 def outdated(app, env, added, changed, removed) -> list[str]:
