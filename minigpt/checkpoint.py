@@ -286,7 +286,8 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "config.json", model.cfg.save)
     write_whole(folder / "tokenizer.json", tokenizer.save)
-    about = {"config": asdict(model.cfg), **(about or {})}
+    text = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    about = {"config": asdict(model.cfg), "tokenizer": text, **(about or {})}    # enough alone
     save_tensors(folder / "model.safetensors", tensors, about)
 
 # %% ../nbs/43_checkpoints.ipynb #shipped-model

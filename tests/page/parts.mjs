@@ -1,0 +1,137 @@
+// node parts.mjs FOLDER: use every live part as a reader would; FOLDER holds another model.
+import assert from "node:assert/strict";
+import path from "node:path";
+import { inBrowser, ROOT } from "./serve.mjs";
+
+const other = path.resolve(process.argv[2]);
+const part = (kind, text) =>
+  `<div class="live" id="${kind}" data-live="${kind}" data-text="${text}"><p>a picture</p></div>`;
+const prediction = (id, facts, field) =>
+  `<div class="predict" id="${id}" data-page="p" data-id="${id}" ${facts}><p>Question</p>
+   <form hidden>${field}<button>Commit</button></form><p class="predict-says"></p>
+   <details><summary>Answer</summary>Because.</details></div>`;
+const html = `<!doctype html><html lang="en"><title>t</title>
+<link rel="stylesheet" href="/_static/page/page.css"><link rel="icon" href="data:,">
+${part("tokens", "strawberry 🙂")}${part("attention", "Lena has a duck. Lena")}
+${part("machine", "Once upon a")}${part("sampler", "Once upon a time")}
+${part("cache", "Once upon a time")}${part("story", "Once upon a time")}
+${prediction("n", 'data-kind="number" data-answer="1,000" data-within="10%"',
+    '<input type="text" name="guess">')}
+${prediction("c", 'data-kind="choice" data-answer="b"',
+    '<input type="radio" name="guess" value="a"><input type="radio" name="guess" value="b">')}
+${prediction("s", 'data-kind="text" data-answer="(2, 5)"', '<input type="text" name="guess">')}
+<script type="module" src="/_static/page/start.js"></script></html>`;
+
+const places = { "/": html, "/_static/": path.join(ROOT, "book/_static"),
+  "/_static/tinytown/": path.join(ROOT, "minigpt/shipped/tinytown") };
+
+await inBrowser(places, async (page, origin) => {
+  const at = (selector, options) => page.locator(selector, options);
+  const texts = (selector) => at(selector).allTextContents();
+  const wake = async (kind) => {
+    await at(`#${kind}`).scrollIntoViewIfNeeded();
+    await at(`#${kind}.live-awake`).waitFor();
+  };
+  const type = (kind, text) => at(`#${kind} textarea`).fill(text);
+  await page.goto(`${origin}/book/`);
+
+  // tokens: ids, bytes and merges, by mouse and by keyboard
+  await wake("tokens");
+  assert.match(await at("#tokens .live-count").textContent(), /^12 characters, 15 bytes, \d+ tok/);
+  await type("tokens", "the the");
+  assert.equal((await texts("#tokens .live-token")).length, 2);
+  await at("#tokens .live-token").nth(1).focus();
+  await page.keyboard.press("Enter");
+  assert.match(await at("#tokens .live-story").textContent(), /^␣the has the id \d+\. Its 4 bytes/);
+  assert.equal((await texts("#tokens .live-stages li")).at(0), "Single bytes␣the");
+  await type("tokens", "");
+  assert.match(await at("#tokens .live-count").textContent(), /^0 characters, 0 bytes, 0 tokens/);
+
+  // attention: every head, the future hidden
+  await wake("attention");
+  assert.equal(await at("#attention .live-heads button").count(), 16);
+  await at("#attention .live-token").nth(2).focus();
+  assert.match(await at("#attention .live-story").textContent(), /\d+ after it are hidden/);
+  await at("#attention .live-heads button").nth(5).click();
+  assert.match(await at("#attention .live-story").textContent(), /^Layer 2, head 2/);
+
+  // the machine: forwards to the chances and back
+  await wake("machine");
+  const stations = +await at("#machine input[type=range]").getAttribute("max");
+  for (let n = 0; n < stations; n++) await at("#machine button", { hasText: "On" }).first().click();
+  assert.match(await at("#machine .live-station").textContent(), /chances3072.*likeliest/);
+  assert(await at("#machine button").nth(1).isDisabled());
+  await at("#machine button").first().click();
+  assert.match(await at("#machine .live-station").textContent(), /^logits/);
+
+  // sampling: take a road, go back, greedy, and run
+  await wake("sampler");
+  const first = (await texts("#sampler .live-bars code"))[0];
+  await at("#sampler .live-bars button").first().click();
+  assert.equal((await texts("#sampler .live-made")).join("").trim(), first.replace("␣", ""));
+  await at("#sampler .live-bars button").nth(1).click();
+  assert.equal((await texts("#sampler .live-made")).length, 2);
+  await at("#sampler .live-made").first().click();
+  assert.equal((await texts("#sampler .live-made")).length, 0);
+  assert.equal((await texts("#sampler .live-bars code"))[0], first);
+  await at("#sampler input[type=range]").first().fill("0");
+  assert.match(await at("#sampler .live-count").textContent(), /^1 of 3,072 tokens/);
+  await at("#sampler button", { hasText: "Let it run" }).click();
+  await page.waitForFunction(() => document.querySelectorAll("#sampler .live-made").length > 8);
+  await at("#sampler button", { hasText: "Stop" }).click();
+
+  // the cache: a step computes one token and finds the rest
+  await wake("cache");
+  await at("#cache button", { hasText: "Next token" }).click();
+  assert.match(await at("#cache .live-story").textContent(),
+    /computed 8 keys and values and found \d+ again/);
+  assert.equal(await at("#cache .live-steps li").count(), 2);
+
+  // the story writes by itself
+  await wake("story");
+  await page.waitForFunction(() => document.querySelectorAll("#story .live-made").length > 5);
+  await at("#story button", { hasText: "Stop" }).click();
+
+  // another model: every part of the page runs it, and it is still there after a reload
+  await at("#tokens details.live-model summary").click();
+  const files = ["model.safetensors", "tokenizer.json", "config.json"];
+  await at("#tokens input[type=file]").nth(1).setInputFiles(files.map((f) => path.join(other, f)));
+  await page.waitForFunction(() => [...document.querySelectorAll(".live-model summary")]
+    .every((s) => !s.textContent.includes("the model of the package")));
+  assert.equal(await at("#attention .live-heads button").count(), 8);       // two layers of four
+  await page.reload();
+  await wake("attention");
+  assert.equal(await at("#attention .live-heads button").count(), 8);
+  await at("#attention details.live-model summary").click();
+  await at("#attention button", { hasText: "Back to the book's model" }).click();
+  await page.waitForFunction(() => document.querySelectorAll("#attention .live-heads button")
+    .length === 16);
+  await at("#attention input[type=file]").nth(1).setInputFiles(path.join(other, files[0]));
+  await page.waitForFunction(() => document.querySelectorAll("#attention .live-heads button")
+    .length === 8);                                   // the file alone is enough
+  await at("#attention button", { hasText: "Back to the book's model" }).click();
+  await at("#attention input[type=file]").nth(1).setInputFiles(path.join(other, "config.json"));
+  await page.waitForFunction(() => document.querySelector("#attention .live-model summary")
+    .textContent.includes("no model.safetensors"));
+
+  // predictions: commit first, then the answer; kept in the browser
+  assert(await at("#n details").isHidden());
+  await at("#n button").click();
+  assert.match(await at("#n .predict-says").textContent(), /Commit to a guess first/);
+  await at("#n input").fill("many");
+  await at("#n button").click();
+  assert.match(await at("#n .predict-says").textContent(), /not a number/);
+  await at("#n input").fill("950");
+  await page.keyboard.press("Enter");
+  assert.match(await at("#n .predict-says").textContent(), /^You said 950\. Right/);
+  await at("#c input").first().check();
+  await at("#c button").click();
+  assert.match(await at("#c .predict-says").textContent(), /^You said a\. Now/);
+  await at("#s input").fill("2,5");
+  await at("#s button").click();
+  assert.match(await at("#s .predict-says").textContent(), /Right/);
+  await page.reload();
+  await at("#n details").waitFor();
+  assert.match(await at("#n .predict-says").textContent(), /^You said 950\. Right/);
+  console.log("every part works");
+});

@@ -1,0 +1,118 @@
+"""The live pages: the JavaScript engine must find what the golden file of chapter 76 says."""
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from minigpt.checkpoint import load_model, save_model, shipped_model
+from minigpt.config import ModelConfig
+from minigpt.model import GPT
+from minigpt.page import PROMPTS, golden
+
+ROOT = Path(__file__).parent.parent
+PAGE = Path(__file__).parent / "page"
+NODE = shutil.which("node")
+CHROMIUM = os.environ.get("CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+MODULES = ROOT / "book" / "node_modules" / "playwright-core"
+
+needs_node = pytest.mark.skipif(NODE is None, reason="needs node; install nodejs")
+needs_browser = pytest.mark.skipif(
+    not (NODE and CHROMIUM and MODULES.exists()),
+    reason="needs node, chromium and the modules in book/node_modules: `make check-site`")
+
+KINDS = {
+    "gpt2": dict(norm="layer", mlp="gelu", position="learned", bias=True, n_kv_head=4,
+                 tie_embeddings=False),
+    "qwen": dict(qk_norm=True, qkv_bias=True, n_kv_head=1, d_attention=96),
+    "window": dict(mlp="relu2", position="none", norm_place="post", window=3),
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    "A folder with the shipped model and small ones of other kinds, and a golden file for each."
+    folder = tmp_path_factory.mktemp("page")
+    model, tokenizer = load_model()
+    shutil.copytree(shipped_model(), folder / "shipped")
+    long = "Once upon a time there was a shy miller. " * 40
+
+    def write(name, *args, **more):
+        text = json.dumps(golden(*args, **more))
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+
+    write("shipped", model, tokenizer, prompts=(*PROMPTS, long[:900]))
+    for name, kind in KINDS.items():
+        torch.manual_seed(0)
+        cfg = ModelConfig(tokenizer.vocab_size, context_length=40, n_layer=2, n_head=4, d_model=64,
+                          d_ff=90, **({"n_kv_head": 2} | kind))
+        small = GPT(cfg).eval()
+        for p in small.parameters():              # larger than at the start: mistakes show
+            nn.init.normal_(p, std=0.3) if p.ndim > 1 else nn.init.normal_(p, 1, 0.2)
+        save_model(folder / name, small, tokenizer)
+        write(name, small, tokenizer)
+    return folder
+
+
+def node(script: str, *args) -> str:
+    "Run a script of tests/page; its standard output."
+    done = subprocess.run([NODE, PAGE / script, *map(str, args)], capture_output=True,
+                          encoding="utf-8", timeout=300,
+                          env=os.environ | {"CHROMIUM": str(CHROMIUM)})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def agrees(found: dict) -> None:
+    assert found["wrong"] == []
+    assert found["texts"] == 110 and found["runs"] >= 4
+    assert max(found["logits"], found["attention"], found["chances"]) < 1e-4
+
+
+@needs_node
+@pytest.mark.parametrize("name", ["shipped", *KINDS])
+def test_the_engine_agrees_in_node(models, name):
+    agrees(json.loads(node("node.mjs", models / name, models / f"{name}.json")))
+
+
+@needs_browser
+@pytest.mark.parametrize("name", ["shipped", *KINDS])
+def test_the_engine_agrees_in_a_browser(models, name):
+    agrees(json.loads(node("browser.mjs", models / name, models / f"{name}.json")))
+
+
+@needs_browser
+def test_every_part_works_as_a_reader_uses_it(models):
+    assert "every part works" in node("parts.mjs", models / "gpt2")
+
+
+@needs_node
+@pytest.mark.parametrize("change, says", [
+    (lambda f: (f / "model.safetensors").write_bytes(b"1234"), "not a whole .safetensors"),
+    (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
+    (lambda f: (f / "tokenizer.json").write_text(
+        (f / "tokenizer.json").read_text(encoding="utf-8").replace("(?i:[sdmt]", "(?i:[sdm]"),
+        encoding="utf-8"), "in another way"),
+    (lambda f: (f / "config.json").write_text(
+        (f / "config.json").read_text().replace('"rope"', '"alibi"')), "cannot run position"),
+    (lambda f: (f / "config.json").write_text(
+        (f / "config.json").read_text().replace('"d_model": 160', '"d_model": 80')), "different mo"),
+    (lambda f: (f / "model.safetensors").write_bytes(
+        (f / "model.safetensors").read_bytes()[:-9]), "ends within"),
+])
+def test_a_model_that_the_page_cannot_run_is_refused_in_one_sentence(tmp_path, change, says):
+    folder = shutil.copytree(shipped_model(), tmp_path / "model")
+    change(folder)
+    (tmp_path / "golden.json").write_text('{"texts": [], "runs": []}')
+    done = subprocess.run([NODE, PAGE / "node.mjs", folder, tmp_path / "golden.json"],
+                          capture_output=True, encoding="utf-8", timeout=60)
+    assert done.returncode == 1 and says in done.stderr
+
+
+def test_the_engine_stays_short():
+    assert len((ROOT / "book/_static/page/engine.js").read_text().splitlines()) < 400
