@@ -91,17 +91,19 @@ def test_every_part_works_as_a_reader_uses_it(models):
     assert "every part works" in node("parts.mjs", models / "gpt2")
 
 
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
 @needs_node
 @pytest.mark.parametrize("change, says", [
     (lambda f: (f / "model.safetensors").write_bytes(b"1234"), "not a whole .safetensors"),
     (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
-    (lambda f: (f / "tokenizer.json").write_text(
-        (f / "tokenizer.json").read_text(encoding="utf-8").replace("(?i:[sdmt]", "(?i:[sdm]"),
-        encoding="utf-8"), "in another way"),
-    (lambda f: (f / "config.json").write_text(
-        (f / "config.json").read_text().replace('"rope"', '"alibi"')), "cannot run position"),
-    (lambda f: (f / "config.json").write_text(
-        (f / "config.json").read_text().replace('"d_model": 160', '"d_model": 80')), "different mo"),
+    (lambda f: edit(f / "tokenizer.json", "(?i:[sdmt]", "(?i:[sdm]"), "in another way"),
+    (lambda f: edit(f / "config.json", '"rope"', '"alibi"'), "cannot run position"),
+    (lambda f: edit(f / "config.json", '"d_model": 160', '"d_model": 80'), "different models"),
     (lambda f: (f / "model.safetensors").write_bytes(
         (f / "model.safetensors").read_bytes()[:-9]), "ends within"),
 ])

@@ -110,6 +110,8 @@ await inBrowser(places, async (page, origin) => {
   await page.waitForFunction(() => document.querySelectorAll("#attention .live-heads button")
     .length === 8);                                   // the file alone is enough
   await at("#attention button", { hasText: "Back to the book's model" }).click();
+  await page.waitForFunction(() => document.querySelectorAll("#attention .live-heads button")
+    .length === 16);
   await at("#attention input[type=file]").nth(1).setInputFiles(path.join(other, "config.json"));
   await page.waitForFunction(() => document.querySelector("#attention .live-model summary")
     .textContent.includes("no model.safetensors"));
