@@ -67,10 +67,11 @@ def peak_memory() -> float:      # MB
 
 
 class MatmulPeak:
-    "A large float32 product: the most arithmetic that PyTorch gets out of these threads."
+    "A large product: the most arithmetic that PyTorch gets out of these threads."
 
-    def __init__(self, device: str = "cpu", size: int = 2048):
-        self.a, self.b = torch.randn(2, size, size, device=device).unbind()
+    def __init__(self, device: str = "cpu", size: int = 2048,
+                 dtype: torch.dtype = torch.float32):
+        self.a, self.b = torch.randn(2, size, size, device=device).to(dtype).unbind()
         self.size = size
 
     def __call__(self) -> None:

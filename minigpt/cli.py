@@ -104,11 +104,15 @@ def check_minutes(minutes: float) -> None:
         raise ValueError(f"--minutes {minutes} must be above 0")
 
 
-def choose_recipe(args: argparse.Namespace) -> tuple:      # a Recipe and the Path of its folder
+def choose_recipe(
+    args: argparse.Namespace,
+    world,                   # a World: where it will train
+) -> tuple:                  # a Recipe and the Path of its folder
     "The recipe that the options describe, prepared in its folder."
     from minigpt.recipe import RECIPES, is_started, prepare, read_recipe
     if args.resume:
-        fixed = [f"--{name}" for name in ("recipe", "data", "out", "steps", "minutes", "seed")
+        fixed = [f"--{name}" for name in ("recipe", "data", "out", "steps", "minutes", "seed",
+                                         "precision")
                  if getattr(args, name) is not None]
         if fixed:
             raise ValueError(f"{', '.join(fixed)} cannot change with --resume: the run's "
@@ -123,11 +127,12 @@ def choose_recipe(args: argparse.Namespace) -> tuple:      # a Recipe and the Pa
     if is_started(folder):
         raise ValueError(f'{folder} is not empty; go on with --resume "{folder}", '
                          "or choose another --out")
-    changes = {"data": args.data, "steps": args.steps, "seed": args.seed}
+    changes = {"data": args.data, "steps": args.steps, "seed": args.seed,
+               "precision": args.precision}
     base = RECIPES[name] if name in RECIPES else read_recipe(name)
     recipe = replace(base, **{k: v for k, v in changes.items() if v is not None})
     print(f"Preparing {recipe.data} in {folder} …", file=sys.stderr)
-    return prepare(folder, recipe, args.minutes), folder
+    return prepare(folder, recipe, args.minutes, world), folder
 
 # %% ../nbs/75_cli.ipynb #stop-signal
 @contextmanager
@@ -186,9 +191,9 @@ def train_command(args: argparse.Namespace) -> None:
     from minigpt.config import count_parameters
     from minigpt.distributed import join_world
     from minigpt.recipe import read_recipe, run, steps_done
-    with join_world() as world:
+    with join_world(device=args.device) as world:
         if world.is_first:
-            recipe, folder = choose_recipe(args)
+            recipe, folder = choose_recipe(args, world)
         world.wait()                                   # the first one has prepared everything
         if not world.is_first:
             folder = Path(args.resume or args.out or "runs/latest")
@@ -196,9 +201,10 @@ def train_command(args: argparse.Namespace) -> None:
         size, done = count_parameters(recipe.model)["total"], steps_done(folder)
         several = f", {world.size} processes" if world.size > 1 else ""
         if world.is_first:
-            print(f"{size:,} parameters, {recipe.steps} steps, seed {recipe.seed}{several}",
-                  file=sys.stderr)
-        reports = run(folder, recipe, tensorboard=args.tensorboard, world=world, how=args.spread)
+            print(f"{size:,} parameters, {recipe.steps} steps, seed {recipe.seed}, "
+                  f"on {world.device}{several}", file=sys.stderr)
+        reports = run(folder, recipe, tensorboard=args.tensorboard, world=world, how=args.spread,
+                      compiled=args.compile)
         with stop_signal() as asked:
             stopped = follow(reports, recipe.steps, done, world.is_first,
                              lambda: world.any(asked()))
@@ -213,12 +219,14 @@ def train_command(args: argparse.Namespace) -> None:
 def plan_command(args: argparse.Namespace) -> None:
     "Measure this machine for a few seconds, and write down a recipe that fits the time."
     from minigpt.config import count_parameters
+    from minigpt.distributed import join_world
     from minigpt.recipe import RECIPES, plan, write_recipe
     check_minutes(args.minutes)
     out = Path(args.out)
     if out.suffix != ".json" or out.exists():
         raise ValueError(f"--out {out} must be a .json file that does not exist yet")
-    recipe = plan(args.minutes, RECIPES["tinytown"])
+    with join_world() as world:
+        recipe = plan(args.minutes, RECIPES["tinytown"], world=world)
     cfg, n_tokens = recipe.model, recipe.batch_size * recipe.model.context_length
     size = count_parameters(cfg)["total"]
     print(f"{size:,} parameters: {cfg.n_layer} layers, width {cfg.d_model}\n"
@@ -287,6 +295,11 @@ def build_parser() -> Parser:     # knows every command and option
     length = sub.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="optimizer steps; the recipe's by default")
     length.add_argument("--minutes", type=float, help="as many steps as fit into this time")
+    sub.add_argument("--device", choices=("cpu", "cuda"), help="a GPU if there is one, by itself")
+    sub.add_argument("--precision", choices=("float32", "bfloat16"),
+                     help="of the matrix products (the recipe's: float32); bfloat16 for GPUs")
+    sub.add_argument("--compile", action="store_true",
+                     help="let torch.compile write faster code; takes a minute at the start")
     sub.add_argument("--spread", choices=("replicate", "shard"), default="replicate",
                      help="under torchrun: every process holds the model (default), or its part")
     sub.add_argument("--tensorboard", action="store_true",

@@ -24,7 +24,7 @@ class World:
     "The processes that train one model together."
     rank: int = 0                # which one this is, from 0
     size: int = 1                # how many there are
-    device: str = "cpu"          # where this one of several calculates; alone: the processor
+    device: str = "cpu"          # where this one calculates
 
     @property
     def is_first(self) -> bool:
@@ -54,15 +54,19 @@ ALONE = World()
 @contextmanager
 def join_world(
     patience: timedelta = timedelta(hours=2),      # how long one may wait for the others
+    device: str | None = None,                     # "cpu" or "cuda"; None: a GPU if there is one
 ) -> Iterator[World]:
     "Meet the other processes that `torchrun` or a cluster's scheduler started; alone without it."
     rank, size = (int(os.environ.get(name, default)) for name, default in
                   (("RANK", 0), ("WORLD_SIZE", 1)))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in ("cpu", "cuda") or device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r} is not here; choose cpu"
+                         + (" or cuda" if torch.cuda.is_available() else ""))
     if size == 1:
-        yield ALONE
+        yield World(device=device)
         return
-    device = "cpu"
-    if torch.cuda.is_available():
+    if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(device)
     dist.init_process_group("gloo" if device == "cpu" else "nccl", timeout=patience)

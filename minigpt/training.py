@@ -62,13 +62,16 @@ def accumulate_gradients(
     n_micro: int = 1,            # parts to cut it into, one after another, to save memory
     balance: float = 0.0,        # weight of the experts' balance loss, if the model has any
     n_targets: float = 0.0,      # to divide the sum of losses by; 0: the targets in ids
+    precision: torch.dtype = torch.float32,    # of the products; weights and loss stay float32
 ) -> float:                      # nats a token, mean over the whole batch, without the balance
     "Gradients of the mean loss of the whole batch, whatever the cut."
     total, n_targets = 0.0, n_targets or ids[:, 1:].numel()
     for part in ids.chunk(n_micro):
         inputs, targets = shift(part)
-        with watch_routers(model) as scores:
-            loss = cross_entropy(model(inputs), targets, "sum") / n_targets
+        mixed = torch.autocast(ids.device.type, precision, enabled=precision != torch.float32)
+        with watch_routers(model) as scores, mixed:
+            logits = model(inputs)
+        loss = cross_entropy(logits.float(), targets, "sum") / n_targets
         total += loss.item()
         if scores and balance:
             cfg = getattr(model, "module", model).cfg       # DistributedDataParallel wraps it
@@ -90,6 +93,7 @@ def train(
     first_step: int = 0,                            # steps taken before, when a run resumes
     rank: int = 0,                                  # which process this is, of
     n_processes: int = 1,                           # how many that share each batch (chapter 46)
+    precision: torch.dtype = torch.float32,         # of the products; bfloat16 on a GPU
 ) -> Iterator[Step]:                                # one report a step; the caller does the rest
     "Train, and report. A TrainingDiverged names the step, the batch and the likely cause."
     device = next(model.parameters()).device
@@ -106,7 +110,7 @@ def train(
         model.zero_grad(set_to_none=True)
         ids = batches[n].to(device)
         loss = accumulate_gradients(model, ids[rank::n_processes], n_micro, balance,
-                                    ids[:, 1:].numel() / n_processes)
+                                    ids[:, 1:].numel() / n_processes, precision)
         if n_processes > 1:                         # the mean over processes, as their gradients
             losses = torch.tensor(loss / n_processes, dtype=torch.float64, device=device)
             torch.distributed.all_reduce(losses)

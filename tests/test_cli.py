@@ -178,6 +178,7 @@ train --data {text.txt} --out {short.txt} -> {short.txt}
 train --resume {notokens} --steps 3 -> --steps
 train --resume {notokens} --minutes 1 -> --minutes
 train --resume {notokens} --seed 0 -> --seed
+train --resume {notokens} --precision bfloat16 -> --precision
 train --resume {notokens} --out {new} -> --out
 train --resume {notokens} --data tinytown -> --data
 train --resume {notokens} --recipe tinytown -> --recipe

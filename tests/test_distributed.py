@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import soak
+import torch
 from safetensors.torch import load_file
 
 from minigpt.distributed import ALONE, join_world
@@ -76,8 +77,15 @@ def test_two_processes_equal_one_and_hand_over_to_it_and_back(tmp_path, expected
 
 def test_a_program_that_was_started_alone_is_a_world_of_one():
     with join_world() as world:
-        assert world is ALONE and world.is_first and not world.any(False) and world.any(True)
+        assert world.size == 1 and world.is_first and not world.any(False) and world.any(True)
         world.wait()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_not_here_is_refused():
+    with pytest.raises(ValueError, match="device='cuda' is not here; choose cpu"):
+        with join_world(device="cuda"):
+            pass
 
 
 def test_more_processes_than_windows_are_refused(tmp_path):

@@ -3,6 +3,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import sys
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import pytest
 import soak
 import torch
 
-from minigpt.checkpoint import checkpoints_in, only_run
+from minigpt.checkpoint import checkpoints_in, load_model, only_run
 from minigpt.data import Batches
 from minigpt.recipe import is_started, read_recipe, run, write_recipe
 from minigpt.training import TrainingDiverged, train
@@ -130,3 +131,23 @@ def test_a_model_without_a_config_trains_too():
     batches = Batches(np.arange(2000, dtype=np.uint16) % 50, 2, 8)
     first, *_, last = train(model, batches, [torch.optim.SGD(model.parameters(), lr=0.5)], 20)
     assert last.loss < first.loss
+
+
+def losses(folder, **how) -> list[float]:
+    return [report.step.loss for report in run(folder, read_recipe(folder), **how)]
+
+
+def test_products_in_bfloat16_learn_about_the_same(tmp_path):
+    plain, mixed = (soak.start(tmp_path / name, 12) for name in ("plain", "mixed"))
+    write_recipe(mixed, replace(read_recipe(mixed), precision="bfloat16"))
+    ours, theirs = losses(plain), losses(mixed)
+    assert ours != theirs and max(abs(a - b) for a, b in zip(ours, theirs)) < 0.05
+    with pytest.raises(ValueError, match="precision='int4' is unknown; choose from float32, bfl"):
+        replace(read_recipe(plain), precision="int4")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler: g++")
+def test_a_compiled_run_learns_the_same_and_saves_plain_names(tmp_path):
+    plain, fast = (soak.start(tmp_path / name, 4) for name in ("plain", "fast"))
+    assert max(abs(a - b) for a, b in zip(losses(plain), losses(fast, compiled=True))) < 1e-4
+    assert load_model(fast)[0].cfg == load_model(plain)[0].cfg
