@@ -43,7 +43,7 @@ def read_toc() -> list[tuple[str, list[str]]]:
     "Each part's caption, and the names of its pages."
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     parts = [(part["caption"], [c["file"] for c in part["chapters"]]) for part in toc["parts"]]
-    return [("About this book", [toc["root"]]), *parts]
+    return [("", [toc["root"]]), *parts]
 
 
 def place(name: str, fragment: str = "") -> str:
@@ -146,11 +146,11 @@ def contents(parts: list[tuple[str, list[tuple[str, str]]]]) -> str:
     "The table of contents; a chapter is its id and its title."
     rows = []
     for caption, chapters in parts:
-        rows.append(f'<p class="part">{html.escape(caption)}</p><ol>')
+        rows.append(f'<p class="part">{html.escape(caption)}</p><ol>' if caption else "<ol>")
         rows += [f'<li><a href="#{id}"><span>{html.escape(title)}</span>'
                  f'<span class="leader"></span>{page_of(id)}</a></li>' for id, title in chapters]
         rows.append("</ol>")
-    return f'<nav class="contents"><h1>Contents</h1>{"".join(rows)}</nav>'
+    return f'<nav class="book-contents"><h1>Contents</h1>{"".join(rows)}</nav>'
 
 
 def chapter(id: str, title: str, part: str, inside: str) -> str:
@@ -172,9 +172,9 @@ def whole_book(parts: list[tuple[str, list[str]]], config: dict, folder: str) ->
             body = article(name, names, base, folder)
             heading = body.find("h2")
             title = heading.get_text().strip()
-            if name == "index":  # the title page has said it
-                heading.decompose()
-                title = caption
+            if not caption:  # the first page of the site; the title page has said its title
+                heading.name, heading.string = "h1", "About this book"
+                title = heading.string
             answers = move_solutions(body, name)
             if answers:
                 solved.append(f'<h3>{html.escape(title)}</h3>{answers}')
