@@ -228,7 +228,8 @@ def print_page(source: Path, into: Path) -> None:
 def page_numbers(pdf) -> dict[str, int]:
     "The page of every id that some link leads to."
     numbers = {page.objgen: number for number, page in enumerate(pdf.pages, 1)}
-    return {name[1:]: numbers[where[0].objgen] for name, where in pdf.Root.get("/Dests", {}).items()}
+    places = pdf.Root.get("/Dests", {})
+    return {name[1:]: numbers[where[0].objgen] for name, where in places.items()}
 
 
 def numbered(text: str, pages: dict[str, int]) -> str:
@@ -251,6 +252,14 @@ def print_numbered(text: str, source: Path, into: Path) -> None:
     raise PdfError("the page numbers of the contents do not settle: see book/pdf.py")
 
 
+def mend(bookmarks) -> None:
+    "Chromium writes the title of a bookmark twice where its heading stands on top of a page."
+    for mark in bookmarks:
+        half = mark.title[:len(mark.title) // 2]
+        mark.title = half if half * 2 == mark.title else mark.title
+        mend(mark.children)
+
+
 def finish(printed: Path, into: Path, title: str, author: str, says: str) -> int:
     "Say who wrote it, pack it, and return the number of pages."
     import pikepdf
@@ -258,6 +267,8 @@ def finish(printed: Path, into: Path, title: str, author: str, says: str) -> int
         with pdf.open_metadata(set_pikepdf_as_editor=False) as meta:
             meta["dc:title"], meta["dc:creator"] = title, [author]
             meta["dc:description"], meta["dc:language"] = says, ["en"]
+        with pdf.open_outline() as outline:
+            mend(outline.root)
         pdf.docinfo["/Title"], pdf.docinfo["/Author"] = title, author
         pdf.docinfo["/Subject"], pdf.docinfo["/Creator"] = says, title
         pdf.Root.Lang = "en"

@@ -5,6 +5,7 @@ only its font is used. A card is kept in book/_build/cards until its words chang
 """
 import hashlib
 import shutil
+from html import escape
 from pathlib import Path
 from urllib.parse import urljoin
 
@@ -87,7 +88,7 @@ def page(app, pagename, templatename, context, doctree) -> None:
         "og:image:alt": f"{title}. {says}", "og:description": says,
     }
     if not app.env.metadata[pagename].get("description"):
-        context["metatags"] += f'<meta name="description" content="{says}" />\n'
+        context["metatags"] += f'<meta name="description" content="{escape(says)}" />\n'
 
 
 def setup(app):
