@@ -3,6 +3,7 @@
 The articles of the built site are put into one document, in the order of _toc.yml, and Chromium
 prints it: so links, bookmarks and page numbers are its own. The contents need page numbers that
 are known only afterwards; they are read from the file, and it is printed again until they hold.
+Scripts that the book's own fonts lack (Hindi, Japanese, emoji) take the fonts of the machine.
 """
 import configparser
 import html
@@ -26,6 +27,7 @@ SITE = ROOT / "book" / "_build" / "html"
 WORK = ROOT / "book" / "_build" / "pdf"
 TARGET = ROOT / "book" / "_build" / "minigpt.pdf"
 OLDEST = 131  # the first Chromium that prints what `@page` says about headers and footers
+SHORT = 16    # a listing of so many lines is not divided between two pages
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome",
             "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
             r"C:\Program Files\Google\Chrome\Application\chrome.exe")
@@ -86,6 +88,9 @@ def article(name: str, names: set[str], base: str, folder: str):
                 node[key] = value.replace("url(#", f"url(#{place(name)}--")
     for fold in body.find_all("details"):
         fold["open"] = ""
+    for code in body.select("div.highlight"):
+        if code.get_text().count("\n") <= SHORT:
+            code["class"].append("short")
     for level in range(5, 0, -1):  # the part is above the chapter
         for heading in body.find_all(f"h{level}"):
             heading.name = f"h{level + 1}"
