@@ -1,17 +1,18 @@
 // Open every page of a built site in a browser, in light and in dark, and print one line for each
 // problem. Usage: node check_pages.mjs SITE; the environment variable CHROMIUM names the browser.
-import { createReadStream } from "node:fs";
 import { readdir, readFile, stat } from "node:fs/promises";
 import { createServer } from "node:http";
 import { availableParallelism } from "node:os";
 import { extname, join, resolve, sep } from "node:path";
+import { promisify } from "node:util";
+import { gzip } from "node:zlib";
 
 import axe from "axe-core";
 import { HtmlValidate, StaticConfigLoader } from "html-validate";
 import { chromium } from "playwright-core";
 
 const BASE = "/minigpt/";  // a sub-path, as on the public site
-const BYTES = 1_000_000;   // that a page fetches by itself
+const BYTES = 1_000_000;   // that a page fetches by itself, compressed as public hosts do
 const MODEL = /\.safetensors$|\/tokenizer\.json$/;  // not counted
 const PAINT = 1000;        // ms until the first text or picture is drawn
 const PHONE = 360;         // px
@@ -36,6 +37,7 @@ const TYPES = {
   ".json": "application/json", ".mjs": "text/javascript", ".png": "image/png",
   ".svg": "image/svg+xml", ".wasm": "application/wasm", ".woff2": "font/woff2",
 };
+const COMPRESSED = /\.(css|html|m?js|json|svg|wasm)$/;
 
 // ---- the site, served ---------------------------------------------------------------------------
 async function pagesOf(site) {
@@ -49,12 +51,14 @@ async function answer(site, request, response) {
   const inside = path.startsWith(BASE) && file.startsWith(site + sep);
   const found = inside && await stat(file).catch(() => null);
   if (!found || !found.isFile()) return response.writeHead(404).end();
+  const content = await readFile(file), small = COMPRESSED.test(file);
+  const body = small ? await promisify(gzip)(content) : content;
   response.writeHead(200, {
     "content-type": TYPES[extname(file)] ?? "application/octet-stream",
-    "content-length": found.size,
+    "content-length": body.length,
     "cache-control": "no-store",  // each page is weighed and timed as if it were the first
-  });
-  createReadStream(file).pipe(response);
+    ...(small && { "content-encoding": "gzip" }),
+  }).end(body);
 }
 
 async function serve(site) {
