@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 PY     := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test sync serve-book bench clean
+.PHONY: help setup book check-site test sync serve-book bench clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -17,6 +17,9 @@ setup: ## create .venv with the pinned versions (the others do this first)
 
 book: setup ## run every notebook and render the site into book/_build/html
 	@$(PY) book/build.py
+
+check-site: setup ## check the built site again: files, links, every page in a browser
+	@$(PY) book/check_site.py
 
 test: setup ## every check: notebooks in step and clean, lint, every notebook run, pytest
 	@$(PY) book/verify.py
