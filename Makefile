@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 PY     := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book pdf test sync serve-book bench clean
+.PHONY: help setup book check-site pdf test sync serve-book bench clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -21,6 +21,9 @@ book: setup ## run every notebook and render the site into book/_build/html
 pdf: book ## print the whole book into book/_build/minigpt.pdf; needs Chromium or Chrome
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r book/requirements-pdf.txt
 	@$(PY) book/pdf.py
+
+check-site: setup ## check the built site again: files, links, every page in a browser
+	@$(PY) book/check_site.py
 
 test: setup ## every check: notebooks in step and clean, lint, every notebook run, pytest
 	@$(PY) book/verify.py

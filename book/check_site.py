@@ -1,5 +1,13 @@
-"""Check the built site: it asks no other host, no link is broken, no directive shows."""
+"""Check the built site: first what its files say, then every page in a browser.
+
+The files: no other host, no broken link, no directive that shows. The browser, which Node.js
+drives from check_pages.mjs: requests, console, accessibility, valid HTML, weight, first paint, and
+a phone. Without Node.js or a browser that part is left out; with CI=true it must not be.
+"""
+import os
 import re
+import shutil
+import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,6 +17,9 @@ FETCHED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "vid
            "audio": "src", "embed": "src", "object": "data", "image": "href", "use": "href"}
 LINKED = {"stylesheet", "icon", "preload", "modulepreload", "prefetch", "preconnect",
           "dns-prefetch", "manifest", "search"}
+BOOK = Path(__file__).resolve().parent
+BROWSERS = "chromium", "chromium-browser", "google-chrome"
+OLDEST_NODE = 18
 DIRECTIVE = re.compile(r"^\s*#\s*\|", re.M)
 
 
@@ -49,8 +60,9 @@ def outside(url: str) -> bool:
     return bool(urlsplit(url).netloc) or url.startswith("//")
 
 
-def problems(site: Path) -> list[str]:
-    "One line for each thing that is wrong."
+# ---- files -------------------------------------------------------------------------------------
+def in_files(site: Path) -> list[str]:
+    "What the files themselves show to be wrong."
     site = site.resolve()
     files = [p for p in sorted(site.rglob("*.html")) if "_static" not in p.parts]
     pages = {p: Page(p.read_text(encoding="utf-8")) for p in files}
@@ -91,6 +103,64 @@ def problems(site: Path) -> list[str]:
         for url in re.findall(r"(?:@import\s+|url\()\s*[\"']?((?:https?:)?//[^\"')\s]+)", text):
             found.append(f"{sheet.relative_to(site).as_posix()}: asks another host for {url}")
     return found
+
+
+# ---- browser -----------------------------------------------------------------------------------
+def browser() -> str | None:
+    named = os.environ.get("CHROMIUM")
+    return next(filter(None, map(shutil.which, [named] if named else BROWSERS)), None)
+
+
+def missing() -> str:
+    "What has to be installed before a browser can open the pages; empty if nothing."
+    node = shutil.which("node")
+    if not node or not shutil.which("npm"):
+        return "Node.js or npm is missing: install both (on Debian: apt install nodejs npm)"
+    version = subprocess.run([node, "--version"], capture_output=True, text=True).stdout.strip()
+    if int(re.match(r"v(\d+)", version)[1]) < OLDEST_NODE:
+        return f"Node.js {version} is too old: install version {OLDEST_NODE} or newer"
+    if not browser():
+        named = os.environ.get("CHROMIUM")
+        return (f"CHROMIUM={named} is no program: let it name Chromium or Chrome" if named else
+                "no browser was found: install Chromium (on Debian: apt install chromium), or name "
+                "one in the environment variable CHROMIUM")
+    return ""
+
+
+def install() -> str:
+    "Install the tools that package-lock.json pins, once; return what went wrong."
+    lock, stamp = BOOK / "package-lock.json", BOOK / "node_modules" / "installed.json"
+    if stamp.exists() and stamp.read_bytes() == lock.read_bytes():
+        return ""
+    print("  Installing what book/package-lock.json pins (30 MB) ...", flush=True)
+    done = subprocess.run([shutil.which("npm"), "ci", "--no-audit", "--no-fund"], cwd=BOOK,
+                          capture_output=True, text=True, encoding="utf-8", errors="replace")
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+        return f"`npm ci` in book/ failed: {(errors or ['no message'])[0]}"
+    stamp.write_bytes(lock.read_bytes())
+    return ""
+
+
+def in_browser(site: Path) -> list[str]:
+    "What only a browser can see to be wrong."
+    lack = missing() or install()
+    if lack and os.environ.get("CI") == "true":
+        return [f"the pages were not opened in a browser: {lack}"]
+    if lack:
+        print(f"  The pages were not opened in a browser: {lack}.", flush=True)
+        return []
+    done = subprocess.run([shutil.which("node"), BOOK / "check_pages.mjs", site],
+                          stdout=subprocess.PIPE, encoding="utf-8",
+                          env=os.environ | {"CHROMIUM": browser()})
+    found = done.stdout.splitlines()
+    return found if done.returncode == 0 else \
+        [*found, "the browser's check did not finish: its message stands above"]
+
+
+def problems(site: Path) -> list[str]:
+    "One line for each thing that is wrong."
+    return [*in_files(site), *in_browser(site)]
 
 
 if __name__ == "__main__":
