@@ -65,7 +65,7 @@ class Bare(Steps):
         for _ in range(self.n_steps):
             self.model.zero_grad(set_to_none=True)
             accumulate_gradients(self.model, ids)
-            clip_gradients(params)
+            clip_gradients(params, 1.0)
             for optimizer in self.optimizers:
                 optimizer.step()
 
@@ -92,8 +92,8 @@ def overhead(n_steps: int, rounds: int) -> Row:
                            "loop": Logged(recipe, n_steps, "cpu", log)}, rounds)
     more = statistics.median(b / a for a, b in zip(times["bare"], times["loop"])) - 1
     return Row("the loop's own work: batches, schedule, log", 100 * more, "%", detail=times,
-               note="of a step of the tinytown recipe on the CPU, beside the bare arithmetic of one "
-                    f"batch; median of {rounds} rounds, from "
+               note="of a step of the tinytown recipe on the CPU, beside the bare arithmetic of "
+                    f"one batch; median of {rounds} rounds, from "
                     f"{100 * (min(map(ratio, zip(*times.values()))) - 1):.1f} to "
                     f"{100 * (max(map(ratio, zip(*times.values()))) - 1):.1f}")
 
