@@ -14,11 +14,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import nbformat
+import run
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from pybtex.database import parse_file
-
-import run
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 from chapters import HEAD, directives  # noqa: E402
@@ -35,6 +34,7 @@ PICTURES = {".svg", ".png", ".jpg", ".jpeg", ".gif", ".webp"}
 BOXES = {"admonition", "attention", "caution", "danger", "error", "hint", "important", "note",
          "seealso", "tip", "warning"}
 FOLDS = {"dropdown", "solution", "toggle"}
+BARE = {"card-carousel", "container", "div", "grid", "grid-item", "tab-set"}   # no title follows
 UNSEEN = {"bibliography", "contents", "tableofcontents", "toctree"}   # only the site can fill them
 
 OPEN = re.compile(r" {0,3}(:{3,}|`{3,}|~{3,})[ \t]*(?:\{([\w:.-]+)\}[ \t]*(.*?)|([^`]*?))[ \t]*$")
@@ -46,7 +46,7 @@ PART = re.compile(
     r"\{(?P<role>[\w:+.-]+)\}(?P<tick>`+)(?P<said>.+?)(?P=tick)(?!`)"
     r"|(?P<code>(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`))"
     r"|(?P<math>\$\$.+?\$\$|(?<![\\$])\$[^$\n]+\$)"
-    r"|(?<=[\])])(?P<style>\{[.#][^}\n]*\})"
+    r"|(?<=[\])`])(?P<style>\{[.#][^}\n]*\})"
     r"|\[(?P<words>[^\[\]]*)\](?=\{[.#])"
     r"|\]\((?P<url><[^>\n]*>|[^)\s]+)(?P<title>[ \t]+\"[^\"\n]*\")?\)"
     r"|(?P<attribute>\b(?:href|src)=)(?P<quote>[\"'])(?P<target>.*?)(?P=quote)", re.S)
@@ -226,6 +226,8 @@ def directive(name: str, said: str, lines: list[str], page: str, pictures: Pictu
     if name in {"figure", "image"}:
         return f"![{options.get('alt', '')}]({absolute(said, page)})" + (
             f"\n\n*{body}*" if body else "")
+    if name in BARE:
+        return body
     title = said or name.split(":")[-1].replace("-", " ").capitalize()
     if name in FOLDS or "dropdown" in str(options.get("class", "")).split():
         return fold(title, body)
@@ -269,7 +271,8 @@ def look() -> str:
     lines = (run.NOTEBOOKS / "matplotlibrc").read_text(encoding="utf-8").splitlines()
     pairs = [line.split(": ", 1) for line in lines if line and not line.startswith("#")]
     rows = "".join(f"    {name!r}: {value.strip()!r},\n" for name, value in pairs)
-    return f"#@title How the figures look\nimport matplotlib\nmatplotlib.rcParams.update({{\n{rows}}})"
+    return ("#@title How the figures look\nimport matplotlib\n"
+            f"matplotlib.rcParams.update({{\n{rows}}})")
 
 
 def code_cells(cell) -> list:
