@@ -1,13 +1,16 @@
 """Put each chapter's notebook beside its page, with two links to it in the page's header.
 
 The links are plain: no script, no picture of another host. `elsewhere.py` writes the notebooks.
+The link that reports a mistake opens a form which knows the page already.
 """
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import elsewhere  # noqa: E402
 
+FORM = "1-mistake.yml"   # of .github/ISSUE_TEMPLATE
 
 def offer(app, pagename, templatename, context, doctree) -> None:
     "Tell the template open-notebook.html where this chapter's notebook is."
@@ -15,6 +18,11 @@ def offer(app, pagename, templatename, context, doctree) -> None:
     if name != pagename and (elsewhere.run.NOTEBOOKS / f"{name}.ipynb").exists():
         context["notebook_file"] = context["pathto"](f"notebooks/{name}.ipynb", 1)
         context["notebook_colab"] = elsewhere.COLAB.format(name)
+    for group in context.get("header_buttons", []):
+        for button in group.get("buttons", []):
+            if button.get("label") == "source-issues-button":
+                page = quote(elsewhere.page_url(pagename), safe="")
+                button["url"] = f"{elsewhere.REPOSITORY}/issues/new?template={FORM}&page={page}"
 
 
 def write(app, exception) -> None:
@@ -24,6 +32,6 @@ def write(app, exception) -> None:
 
 def setup(app):
     app.add_css_file("open.css")
-    app.connect("html-page-context", offer)
+    app.connect("html-page-context", offer, priority=900)   # after the theme has its buttons
     app.connect("build-finished", write)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
