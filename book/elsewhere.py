@@ -111,19 +111,21 @@ def works() -> dict:
     return parse_file(str(run.ROOT / "book" / "references.bib"), "bibtex").entries
 
 
+def authors(entry) -> str:
+    names = [" ".join(person.last_names) for person in entry.persons.get("author", [])]
+    if len(names) > 2 or names[1:] == ["others"]:
+        names = [f"{names[0]} et al."]
+    return re.sub(r"[{}\\]", "", " and ".join(names)) or entry.key
+
+
 def cite(keys: str) -> str:
     "Author and year of each work, linked to the list of references."
     said = []
     for name in (key.strip() for key in keys.split(",")):
-        entry = works()[name]
-        people = [" ".join(p.last_names) for p in entry.persons.get("author", [])]
-        if not people or any("{" in p for p in people) and len(people) == 1:
-            people = [re.sub(r"[{}]", "", people[0] if people else name)]
-        who = people[0] if len(people) == 1 else (
-            " and ".join(people) if len(people) == 2 and people[1] != "others"
-            else f"{people[0]} et al.")
-        who = re.sub(r"[{}\\]", "", who)
-        said.append(f"[{who}, {entry.fields.get('year', 'n.d.')}]({page_url('book/references')})")
+        entry = works().get(name)      # Sphinx reports one that is not there
+        who = authors(entry) if entry else name
+        year = f", {entry.fields['year']}" if entry and "year" in entry.fields else ""
+        said.append(f"[{who}{year}]({page_url('book/references')})")
     return f"({'; '.join(said)})"
 
 

@@ -5,9 +5,10 @@ import subprocess
 import sys
 
 import run
+import twins
 
 ROOT = run.ROOT
-IGNORED = ["book/_build", ".venv", ".git", ".text", "runs", "tests", "benchmarks", "__pycache__",
+IGNORED = ["book/_build", ".venv", ".git", "runs", "tests", "benchmarks", "__pycache__",
            ".ruff_cache", ".pytest_cache"]
 
 
@@ -19,6 +20,14 @@ def free_port(first: int = 8000) -> int:
     sys.exit(f"no free port from {first} to {first + 99}")
 
 
+def prepare() -> int:
+    "Before each rendering: what text twins and changed code need. A notebook that fails is shown."
+    status = twins.sync()
+    for message in run.run_all(run.chapters()).values():
+        print("\n" + message, flush=True)
+    return status
+
+
 def serve() -> int:
     port = os.environ.get("PORT") or str(free_port())
     print(f"\nThe book will be at http://127.0.0.1:{port} once the notebooks have run; "
@@ -26,7 +35,7 @@ def serve() -> int:
     command = ["sphinx_autobuild", "-c", "book/preview", "-d", "book/_build/preview-doctrees",
                "--host", "127.0.0.1", "--port", port, "--delay", "1",
                *(arg for name in IGNORED for arg in ("--ignore", str(ROOT / name))),
-               "--pre-build", f'"{sys.executable}" book/run.py --draft',
+               "--pre-build", f'"{sys.executable}" book/serve.py prepare',
                ".", "book/_build/preview"]
     try:
         return subprocess.run([sys.executable, "-m", *command], cwd=ROOT,
@@ -36,4 +45,4 @@ def serve() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(serve())
+    sys.exit(prepare() if "prepare" in sys.argv[1:] else serve())
