@@ -1,5 +1,4 @@
 """Carry what was edited in a text twin (.text/*.md) into its notebook; do nothing without twins."""
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,9 +13,11 @@ def edited(root: Path = ROOT) -> list[Path]:
 
 
 def sync(root: Path = ROOT) -> int:
-    twins = [str(twin) for twin in edited(root)]
-    command = [sys.executable, "-m", "jupytext", "--quiet", "--sync", *twins]
-    return subprocess.run(command, cwd=root).returncode if twins else 0
+    found = edited(root)
+    if not found:
+        return 0
+    from jupytext.cli import jupytext  # slow to import, and rarely needed
+    return jupytext(["--quiet", "--sync", *map(str, found)])
 
 
 if __name__ == "__main__":
