@@ -28,8 +28,8 @@ check-site: setup ## check the built site again: files, links, every page in a b
 test: setup ## every check: notebooks in step and clean, lint, every notebook run, pytest
 	@$(PY) book/verify.py
 
-sync: setup ## clean the notebooks and export them into the package
-	@.venv/bin/nbdev_clean && .venv/bin/nbdev_export
+sync: setup ## carry text twins into the notebooks, clean those, export them into the package
+	@$(PY) book/twins.py && .venv/bin/nbdev_clean && .venv/bin/nbdev_export
 
 serve-book: setup ## show the book while it is being edited
 	@$(PY) book/serve.py

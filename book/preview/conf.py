@@ -10,4 +10,7 @@ config, _ = get_final_config(
 for name in ("html_static_path", "templates_path", "bibtex_bibfiles"):
     config[name] = [str(ROOT / path) for path in config[name]]
 config["html_favicon"] = str(ROOT / config["html_favicon"])
+# For search engines only, and slow to import: the first loads matplotlib.
+unneeded = {"sphinxext.opengraph", "sphinx_sitemap"}
+config["extensions"] = [name for name in config["extensions"] if name not in unneeded]
 globals().update(config)
