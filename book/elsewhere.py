@@ -222,14 +222,22 @@ def directive(name: str, said: str, lines: list[str], page: str, pictures: Pictu
         return f"$$\n{raw}\n$$"
     if name in {"code-block", "code", "sourcecode", "code-cell"}:
         return f"```{said}\n{raw}\n```"
+    here = f"Here [the page on the website]({page_url(page)}) has a part that you can try."
     if name in {"raw", "iframe"}:
-        return f"*Here [the page on the website]({page_url(page)}) has a part that you can try.*"
+        return f"*{here}*"
     body, said = blocks(raw, page, pictures), inline(said, page)
     if name in {"figure", "image"}:
         return f"![{options.get('alt', '')}]({absolute(said, page)})" + (
             f"\n\n*{body}*" if body else "")
     if name in BARE:
         return body
+    if name == "widget":
+        return quote("", f"{here} {body}")
+    if name == "predict":
+        choices = "".join(f"\n- {c.strip()}" for c in options.get("choices", "").split("|") if c)
+        answer = f"{options.get('answer', '')} {options.get('unit', '')}".strip()
+        return (quote("Predict.", said) + ("\n" if choices else "") + choices + "\n\n"
+                + fold("Answer", f"**{answer}.** {body}"))
     title = said or name.split(":")[-1].replace("-", " ").capitalize()
     if name in FOLDS or "dropdown" in str(options.get("class", "")).split():
         return fold(title, body)

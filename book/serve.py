@@ -13,8 +13,8 @@ from sphinx_autobuild import __main__ as autobuild
 from sphinx_autobuild.build import Builder
 
 ROOT = run.ROOT
-IGNORED = ["book/_build", ".venv", ".git", "runs", "tests", "benchmarks", "__pycache__",
-           ".ruff_cache", ".pytest_cache"]
+IGNORED = ["book/node_modules", "book/_build", ".venv", ".git", "runs", "tests", "benchmarks",
+           "__pycache__", ".ruff_cache", ".pytest_cache"]
 
 
 def free_port(first: int = 8000) -> int:

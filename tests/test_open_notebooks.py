@@ -53,6 +53,15 @@ def copies(tmp_path_factory):
     ("(here)=\n## Heading\n% a remark\n{.wide}\nText", "## Heading\nText"),
     ("[a]{.red}, [link](https://x.org){.red}, `x`{.red}", "a, [link](https://x.org), `x`"),
     ("```{toctree}\na\nb\n```", ""),
+    (":::{predict} How many `x`?\n:answer: 2\n:choices: 1 | 2\n\nTwo.\n:::",
+     "> **Predict.**\n>\n> How many `x`?\n\n- 1\n- 2\n\n"
+     "<details>\n<summary>Answer</summary>\n\n**2.** Two.\n\n</details>"),
+    (":::{predict} How long?\n:answer: 3\n:unit: s\n\nThree.\n:::",
+     "> **Predict.**\n>\n> How long?\n\n"
+     "<details>\n<summary>Answer</summary>\n\n**3 s.** Three.\n\n</details>"),
+    (":::{widget} tokens\n:text: hello\n\nTry it.\n:::",
+     f"> Here [the page on the website]({SITE}nbs/32_attention.html) has a part that you can try. "
+     "Try it."),
     ("{abbr}`GPT (transformer)`, {kbd}`Esc`, {term}`token`", "GPT (transformer), <kbd>Esc</kbd>, "
                                                              "token"),
 ])
