@@ -56,12 +56,12 @@ def baseline(vocab_size: int, steps: int = 2000) -> Contestant:
                       partial(warmup_cosine, steps=steps, warmup=100, floor=0.1), n_looks=10)
 
 
-def ours(vocab_size: int, steps: int = 290) -> Contestant:
+def ours(vocab_size: int, steps: int = 210) -> Contestant:
     "This book's parts, Muon for the matrices, a trapezoid; no more parameters."
-    cfg = ModelConfig(vocab_size, **SHAPE, n_kv_head=1, d_ff=256)
+    cfg = ModelConfig(vocab_size, **SHAPE, n_kv_head=1, d_ff=256, qk_norm=True)
     return Contestant("ours", cfg, 16, steps,
-                      partial(muon_for, lr=0.02, adamw_lr=0.03, weight_decay=0.0),
-                      partial(trapezoid, steps=steps, warmup=10, cooldown=steps * 6 // 10),
+                      partial(muon_for, lr=0.02, adamw_lr=0.03, weight_decay=0.0, momentum=0.8),
+                      partial(trapezoid, steps=steps, warmup=10, cooldown=steps * 8 // 10),
                       n_looks=20)
 
 

@@ -215,8 +215,9 @@ def muon_for(
     lr: float = 0.02,               # Muon's peak rate, for the matrices of the blocks
     adamw_lr: float = 0.01,         # AdamW's peak rate, for the rest
     weight_decay: float = 0.1,      # for the matrices
+    momentum: float = 0.95,         # Muon's; less for a run of a few hundred steps
 ) -> list[torch.optim.Optimizer]:   # two optimizers
     "Muon for the blocks' matrices, AdamW for embeddings and vectors."
     groups = parameter_groups(model)
     rest = [{"params": groups["embeddings"] + groups["vectors"]}]
-    return [Muon(groups["matrices"], lr=lr, weight_decay=weight_decay), AdamW(rest, lr=adamw_lr)]
+    return [Muon(groups["matrices"], lr, momentum, weight_decay), AdamW(rest, lr=adamw_lr)]

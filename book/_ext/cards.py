@@ -4,6 +4,7 @@ The tags come from sphinxext-opengraph. Its own cards have another size and carr
 only its font is used. A card is kept in book/_build/cards until its words change.
 """
 import hashlib
+import re
 import shutil
 from html import escape
 from pathlib import Path
@@ -62,9 +63,10 @@ def draw(book: str, number: str, title: str, says: str, address: str) -> Image.I
 
 
 def sentence(doctree: nodes.document) -> str:
-    "What the page says of itself: its `> ` line, or else its first paragraph."
-    found = next(doctree.findall(nodes.block_quote), None) or doctree
-    return next(found.findall(nodes.paragraph)).astext().replace("\n", " ")
+    "What the page says of itself: its `> ` line, or else the first sentence of its text."
+    quotation = next(doctree.findall(nodes.block_quote), None)
+    text = next((quotation or doctree).findall(nodes.paragraph)).astext().replace("\n", " ")
+    return text if quotation else re.split(r"(?<=[.?!]) ", text)[0]
 
 
 def page(app, pagename, templatename, context, doctree) -> None:

@@ -110,6 +110,20 @@ def sampler(text: str) -> str:
     return f'<p class="live-text">{html.escape(text)}</p><ol class="live-bars">{bars}</ol>'
 
 
+@torch.no_grad()
+def kin(text: str) -> str:
+    model, tokenizer = opened()
+    table, token = model.embedding.weight, tokenizer.encode(f" {text}")[-1]
+    likeness = torch.cosine_similarity(table[token], table, dim=-1)
+    likeness[token] = -1
+    best = likeness.topk(N_BARS)
+    bars = "".join(
+        f'<li><code>{shown(i)}</code><span class="live-bar"><i class="live-after" '
+        f'style="width:{c * 100:.1f}%"></i></span><span class="live-percent">{c:.2f}</span></li>'
+        for i, c in zip(best.indices.tolist(), best.values.tolist()))
+    return f'<p class="live-text">{html.escape(text)}</p><ol class="live-bars">{bars}</ol>'
+
+
 @functools.cache
 def continuation(text: str, n: int) -> tuple[list[int], list[int]]:
     "The prompt's ids, and the n likeliest that follow one after another."
@@ -144,4 +158,4 @@ def cache(text: str) -> str:
 
 
 PICTURES = {"tokens": tokens, "attention": attention, "machine": machine, "sampler": sampler,
-            "story": story, "cache": cache}
+            "story": story, "cache": cache, "kin": kin}

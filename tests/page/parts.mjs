@@ -14,7 +14,7 @@ const html = `<!doctype html><html lang="en"><title>t</title>
 <link rel="stylesheet" href="/_static/page/page.css"><link rel="icon" href="data:,">
 ${part("tokens", "strawberry 🙂")}${part("attention", "Lena has a duck. Lena")}
 ${part("machine", "Once upon a")}${part("sampler", "Once upon a time")}
-${part("cache", "Once upon a time")}${part("story", "Once upon a time")}
+${part("cache", "Once upon a time")}${part("kin", "green")}${part("story", "Once upon a time")}
 ${prediction("n", 'data-kind="number" data-answer="1,000" data-within="10%"',
     '<input type="text" name="guess">')}
 ${prediction("c", 'data-kind="choice" data-answer="b"',
@@ -86,6 +86,14 @@ await inBrowser(places, async (page, origin) => {
   assert.match(await at("#cache .live-story").textContent(),
     /computed 8 keys and values and found \d+ again/);
   assert.equal(await at("#cache .live-steps li").count(), 2);
+
+  // neighbours: colours beside a colour, and a click goes on from there
+  await wake("kin");
+  assert((await texts("#kin .live-bars code")).includes("␣blue"));
+  await at("#kin .live-bars button").first().click();
+  assert((await texts("#kin .live-bars code")).includes("␣green"));
+  await at("#kin input[type=text]").fill("xylophone");
+  assert.match(await at("#kin .live-count").textContent(), /more than one token/);
 
   // the story writes by itself
   await wake("story");

@@ -1,6 +1,7 @@
 /* Brings the live parts of a page to life when they come near; the static picture stands till then. */
 const PARTS = { tokens: "tokens.js", attention: "attention.js", machine: "machine.js",
-  sampler: "sampler.js", story: "sampler.js", cache: "cache.js" };
+  sampler: "sampler.js", story: "sampler.js", cache: "cache.js",
+  kin: "kin.js" };
 
 async function wake(host) {
   const { live, text } = host.dataset, still = [...host.childNodes];
