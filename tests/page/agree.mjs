@@ -1,7 +1,8 @@
 /* Does the page's engine agree with PyTorch? The same file runs in Node and in a browser. */
 import { chances, openModel } from "../../book/_static/page/engine.js";
 
-const gap = (mine, theirs) => mine.reduce((most, v, i) => Math.max(most, Math.abs(v - theirs[i])), 0);
+const gap = (mine, theirs) =>
+  mine.reduce((most, v, i) => Math.max(most, Math.abs(v - theirs[i])), 0);
 const same = (a, b) => a.length === b.length && a.every((v, i) => v === b[i]);
 const likeliest = (row) => row.reduce((best, v, i) => (v > row[best] ? i : best), 0);
 
@@ -30,17 +31,20 @@ export async function agree(golden, read) {
     });
     for (const [layer, heads] of run.attention.entries()) {
       for (const [head, row] of heads.entries()) {
-        if (weights[layer][head].length !== row.length) wrong.push("attention: rows differ in length");
-        found.attention = Math.max(found.attention, gap(weights[layer][head], row));
+        const mine = weights[layer][head];
+        if (mine.length !== row.length) wrong.push("attention: rows differ in length");
+        found.attention = Math.max(found.attention, gap(mine, row));
       }
     }
     for (const { settings, probs } of run.chances) {
-      found.chances = Math.max(found.chances, gap(chances(logits, run.ids.slice(1), settings), probs));
+      const mine = chances(logits, run.ids.slice(1), settings);
+      found.chances = Math.max(found.chances, gap(mine, probs));
     }
     const start = performance.now();
     while (rows.length < run.greedy.length) {
       rows.push(likeliest(logits));
-      if (cache.length < model.cfg.context_length) logits = model.logits(model.step(rows.at(-1), cache));
+      if (cache.length === model.cfg.context_length) continue;
+      logits = model.logits(model.step(rows.at(-1), cache));
     }
     spent += performance.now() - start;
     steps += rows.length;

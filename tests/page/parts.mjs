@@ -42,7 +42,8 @@ await inBrowser(places, async (page, origin) => {
   assert.equal((await texts("#tokens .live-token")).length, 2);
   await at("#tokens .live-token").nth(1).focus();
   await page.keyboard.press("Enter");
-  assert.match(await at("#tokens .live-story").textContent(), /^␣the has the id \d+\. Its 4 bytes/);
+  assert.match(await at("#tokens .live-story").textContent(),
+    /^␣the has the id \d+\. Its 4 bytes/);
   assert.equal((await texts("#tokens .live-stages li")).at(0), "Single bytes␣the");
   await type("tokens", "");
   assert.match(await at("#tokens .live-count").textContent(), /^0 characters, 0 bytes, 0 tokens/);

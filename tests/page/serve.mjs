@@ -7,8 +7,8 @@ import { fileURLToPath } from "node:url";
 
 export const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 const { chromium } = createRequire(path.join(ROOT, "book/package.json"))("playwright-core");
-const TYPES = { ".html": "text/html; charset=utf-8", ".js": "text/javascript", ".mjs": "text/javascript",
-  ".json": "application/json", ".css": "text/css" };
+const TYPES = { ".html": "text/html; charset=utf-8", ".js": "text/javascript",
+  ".mjs": "text/javascript", ".json": "application/json", ".css": "text/css" };
 const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
   "--disable-background-networking", "--disable-component-update", "--disable-sync"];
 
@@ -22,7 +22,8 @@ export async function inBrowser(places, use) {
     const body = place?.startsWith("<") ? place
       : file && fs.existsSync(file) && fs.statSync(file).isFile() ? fs.readFileSync(file) : null;
     const type = place?.startsWith("<") ? TYPES[".html"] : TYPES[path.extname(url)];
-    response.writeHead(body === null ? 404 : 200, { "content-type": type ?? "application/octet-stream" });
+    response.writeHead(body === null ? 404 : 200,
+      { "content-type": type ?? "application/octet-stream" });
     response.end(body);
   });
   await new Promise((listening) => server.listen(0, "127.0.0.1", listening));

@@ -7,7 +7,8 @@ export default function attention(host, { text }) {
   const [label, box] = field("Your sentence", "textarea",
     { rows: 2, maxlength: 240, spellcheck: "false" });
   const heads = h("div", { class: "live-heads", role: "group", "aria-label": "Layer and head" });
-  const words = h("ol", { class: "live-tokens", "aria-label": "The tokens; choose one that reads" });
+  const words = h("ol", { class: "live-tokens",
+    "aria-label": "The tokens; choose one that reads" });
   const grid = h("canvas", { class: "live-grid", role: "img" });
   const says = h("p", { class: "live-story", role: "status" });
   let opened, ids = [], rows = [], layer = -1, head = 0, reader = 0;
@@ -91,7 +92,8 @@ export default function attention(host, { text }) {
       const small = h("canvas", { "aria-hidden": "true" });
       paint(small, weights, 3, -1);
       return h("button", { type: "button", "data-at": `${l} ${n}`, onclick: () => choose(l, n),
-        "aria-label": `Layer ${l + 1}, head ${n + 1}` }, small, h("small", {}, `${l + 1}.${n + 1}`));
+        "aria-label": `Layer ${l + 1}, head ${n + 1}` },
+      small, h("small", {}, `${l + 1}.${n + 1}`));
     })));
     heads.style.setProperty("--live-columns", opened.model.cfg.n_head);
     words.replaceChildren(...ids.map((id, t) => {

@@ -100,7 +100,7 @@ export default function machine(host, { text }) {
   slide.addEventListener("input", () => show(+slide.value));
   back.addEventListener("click", () => show(place - 1));
   on.addEventListener("click", () => show(place + 1));
-  host.replaceChildren(label, box, map, h("div", { class: "live-row" }, back, slideLabel, slide, on),
-    view, modelLine(host));
+  host.replaceChildren(label, box, map,
+    h("div", { class: "live-row" }, back, slideLabel, slide, on), view, modelLine(host));
   return onModel((model) => { opened = model; draw(); });
 }

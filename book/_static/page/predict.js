@@ -9,7 +9,9 @@ export function remember(page, change) {
   const all = memory();
   const entry = all[page] ??= { read: false, guesses: {} };
   change(entry);
-  try { localStorage.setItem(KEY, JSON.stringify(all)); } catch { /* a private window: no memory */ }
+  try {
+    localStorage.setItem(KEY, JSON.stringify(all));
+  } catch { /* a private window has no memory */ }
 }
 
 /** "1,629,600" or "25 %" to a number; NaN if it is none. */
@@ -37,7 +39,7 @@ function prediction(box) {
   function show({ guess, right }) {
     form.hidden = true;
     answer.open = true;
-    says.textContent = right ? `You said ${guess}. Right!` : `You said ${guess}. Now you know better:`;
+    says.textContent = `You said ${guess}. ${right ? "Right!" : "Now you know better:"}`;
     box.classList.add(right ? "predict-right" : "predict-wrong");
   }
 

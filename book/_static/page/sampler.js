@@ -98,8 +98,8 @@ export default function sampler(host, { text, simple, auto }) {
         const piece = id === tokenizer.endOfText ? "■" : tokenizer.decode([id]);
         return simple ? h("span", { class: "live-made" }, piece)
           : h("button", { type: "button", class: "live-made", onclick: () => rewind(n),
-            title: "Go back to here", "aria-label": `Go back to before ${piece.trim() || "space"}` },
-          piece);
+            title: "Go back to here",
+            "aria-label": `Go back to before ${piece.trim() || "space"}` }, piece);
       }));
     if (ended()) says.textContent = "The model has ended its text.";
     else if (made.length) {

@@ -1,4 +1,4 @@
-/* Brings the live parts of a page to life when they come near; the static picture stands till then. */
+/* Brings the live parts of a page to life when they come near; till then a picture stands there. */
 const PARTS = { tokens: "tokens.js", attention: "attention.js", machine: "machine.js",
   sampler: "sampler.js", story: "sampler.js", cache: "cache.js",
   kin: "kin.js" };
