@@ -112,9 +112,10 @@ def fill_progress(app, doctree, docname) -> None:
                         '<td class="progress-guesses">–</td></tr>')
         place.replace_self(raw(
             '<p data-progress-says role="status">Your browser keeps this page\'s notes; '
-            'it needs scripts to show them.</p><table class="table" data-progress>'
+            'it needs scripts to show them.</p><div class="pst-scrollable-table-container">'
+            '<table class="table" data-progress>'
             "<thead><tr><th>Chapter</th><th>Read</th><th>Predictions</th><th>Your guesses</th></tr>"
-            f'</thead><tbody>{"".join(rows)}</tbody></table>'
+            f'</thead><tbody>{"".join(rows)}</tbody></table></div>'
             '<p><button type="button" data-progress-forget hidden>Forget all of this</button></p>'))
 
 

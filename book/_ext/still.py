@@ -77,7 +77,7 @@ def attention(text: str) -> str:
              'head 1: each row is a token that reads, each column one that is read">']
     for t, row in enumerate(weights):
         drawn.append(f'<text x="{room - 6}" y="{room + cell * t + 13}" text-anchor="end" '
-                     f'fill="currentColor" font-size="12">{shown(ids[t])}</text>')
+                     f'fill="currentColor" font-size="13">{shown(ids[t])}</text>')
         drawn += [f'<rect x="{room + cell * s}" y="{room + cell * t}" width="{cell}" '
                   f'height="{cell}" fill="currentColor" opacity="{w:.2f}"/>'
                   for s, w in enumerate(row[:t + 1]) if w >= 0.005]
@@ -97,8 +97,9 @@ def machine(text: str) -> str:
     best = ", ".join(f"{shown(i)} {p:.0%}" for i, p in next_chances(ids)[:4])
     rows += [("logits", f"{cfg.vocab_size}", ""), ("chances", f"{cfg.vocab_size}", best)]
     body = "".join(f"<tr><td>{a}</td><td>{b}</td><td>{c}</td></tr>" for a, b, c in rows)
-    return (f"<p>{html.escape(text)}</p><table class=\"table\"><thead><tr><th>station</th>"
-            f"<th>numbers</th><th>values</th></tr></thead><tbody>{body}</tbody></table>")
+    return (f"<p>{html.escape(text)}</p><div class=\"pst-scrollable-table-container\">"
+            f"<table class=\"table\"><thead><tr><th>station</th>"
+            f"<th>numbers</th><th>values</th></tr></thead><tbody>{body}</tbody></table></div>")
 
 
 def sampler(text: str) -> str:

@@ -13,7 +13,8 @@ const BARS = 10, LONGEST = 160;
 export default function sampler(host, { text, simple, auto }) {
   const [label, box] = field("The text to continue", "textarea",
     { rows: 2, maxlength: 400, spellcheck: "false" });
-  const written = h("p", { class: "live-text", "aria-label": "The text so far" });
+  const written = h("div", { class: "live-text", role: "group",
+    "aria-label": "The text so far" });
   const bars = h("ol", { class: "live-bars", "aria-label": "The likeliest next tokens" });
   const says = h("p", { class: "live-count", role: "status" });
   const button = (name, f) => h("button", { type: "button", onclick: f }, name);
