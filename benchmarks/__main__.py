@@ -15,6 +15,7 @@ SECTIONS = {
     "training": "Training",
     "quality": "Time to a validation loss",
     "decoding": "Decoding, greedy, float32",
+    "page": "In a web page",
 }
 
 

@@ -45,7 +45,7 @@ def nearest(
 # %% ../nbs/22_embeddings.ipynb #words-of
 def words_of(
     text: str,        # any text
-) -> list[str]:       # small letters; a comma or a stop is no word
+) -> list[str]:       # in lower case; a comma or a stop is no word
     "Cut a text into whole words: enough for this chapter, too little for a GPT."
     return re.findall(r"[a-z]+(?:'[a-z]+)?|\d+", text.lower())
 
@@ -88,15 +88,13 @@ def skip_gram(
 ) -> tuple[Tensor, Tensor]:     # (V, D) the vectors; (steps,) nats a neighbour, on the way
     "Learn vectors from which a word's neighbours can be guessed (Mikolov et al. 2013)."
     rng = torch.Generator().manual_seed(seed)
-    table, heads = (torch.randn(vocab_size, d_model, generator=rng).mul_(0.1).requires_grad_()
-                    for _ in range(2))
-    optimizer = torch.optim.Adam([table, heads], lr)
+    table, company = (0.1 * torch.randn(2, vocab_size, d_model, generator=rng)).unbind()
+    optimizer = torch.optim.Adam([table.requires_grad_(), company.requires_grad_()], lr)
     losses = torch.empty(steps)
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * (1 - step / steps)
+        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)        # smaller and smaller moves
         words, neighbours = pairs[torch.randint(len(pairs), (batch_size,), generator=rng)].T
-        loss = F.cross_entropy(table[words] @ heads.T, neighbours)
+        loss = F.cross_entropy(table[words] @ company.T, neighbours)      # softmax and surprise
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
