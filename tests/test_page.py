@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,22 @@ from minigpt.model import GPT
 from minigpt.page import write_golden
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "book"))
+import check_site  # noqa: E402
+
 PAGE = Path(__file__).parent / "page"
 NODE = shutil.which("node")
-CHROMIUM = os.environ.get("CHROMIUM") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-MODULES = ROOT / "book" / "node_modules" / "playwright-core"
-
 needs_node = pytest.mark.skipif(NODE is None, reason="needs node; install nodejs")
-needs_browser = pytest.mark.skipif(
-    not (NODE and CHROMIUM and MODULES.exists()),
-    reason="needs node, chromium and the modules in book/node_modules: `make check-site`")
+
+
+@pytest.fixture(scope="module")
+def browser() -> str:
+    "The browser's path, once all that it needs is installed."
+    lack = check_site.missing() or check_site.install()
+    if lack:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(lack)
+    return check_site.browser()
+
 
 KINDS = {
     "gpt2": dict(norm="layer", mlp="gelu", position="learned", bias=True, n_kv_head=4,
@@ -54,11 +61,10 @@ def models(tmp_path_factory) -> Path:
     return folder
 
 
-def node(script: str, *args) -> str:
+def node(script: str, *args, browser: str = "") -> str:
     "Run a script of tests/page; its standard output."
     done = subprocess.run([NODE, PAGE / script, *map(str, args)], capture_output=True,
-                          encoding="utf-8", timeout=300,
-                          env=os.environ | {"CHROMIUM": str(CHROMIUM)})
+                          encoding="utf-8", timeout=300, env=os.environ | {"CHROMIUM": browser})
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -75,15 +81,14 @@ def test_the_engine_agrees_in_node(models, name):
     agrees(json.loads(node("node.mjs", models / name, models / f"{name}.json")))
 
 
-@needs_browser
 @pytest.mark.parametrize("name", ["shipped", *KINDS])
-def test_the_engine_agrees_in_a_browser(models, name):
-    agrees(json.loads(node("browser.mjs", models / name, models / f"{name}.json")))
+def test_the_engine_agrees_in_a_browser(models, browser, name):
+    agrees(json.loads(node("browser.mjs", models / name, models / f"{name}.json",
+                           browser=browser)))
 
 
-@needs_browser
-def test_every_part_works_as_a_reader_uses_it(models):
-    assert "every part works" in node("parts.mjs", models / "gpt2")
+def test_every_part_works_as_a_reader_uses_it(models, browser):
+    assert "every part works" in node("parts.mjs", models / "gpt2", browser=browser)
 
 
 def edit(path: Path, old: str, new: str) -> None:

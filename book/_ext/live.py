@@ -40,7 +40,9 @@ class Widget(SphinxDirective):
         self.state.nested_parse(self.content, self.content_offset, caption)
         opened = f'<div class="live live-{kind}"{attributes(live=kind, text=text)}>'
         picture = raw(f"{opened}{still.PICTURES[kind](text)}</div>")
-        return [nodes.container("", picture, caption, classes=["live-part-of-page"])]
+        still_here = raw('<noscript><p class="live-count">With scripts this picture comes alive, '
+                         "and you can change its text.</p></noscript>")
+        return [nodes.container("", picture, still_here, caption, classes=["live-part-of-page"])]
 
 
 class Predict(SphinxDirective):
@@ -106,7 +108,8 @@ def fill_progress(app, doctree, docname) -> None:
         for page in chapters(app.env):
             title = html.escape(app.env.titles[page].astext())
             n = len(app.env.predictions.get(page, []))
-            rows.append(f'<tr data-page="{page}"><td><a href="'
+            ids = " ".join(app.env.predictions.get(page, []))
+            rows.append(f'<tr data-page="{page}" data-ids="{ids}"><td><a href="'
                         f'{app.builder.get_relative_uri(docname, page)}">{title}</a></td>'
                         f'<td class="progress-read">–</td><td>{n}</td>'
                         '<td class="progress-guesses">–</td></tr>')

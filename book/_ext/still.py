@@ -70,11 +70,13 @@ def weights_of(ids: list[int], layer: int) -> torch.Tensor:      # (H, T, T)
 def attention(text: str) -> str:
     model, tokenizer = opened()
     ids = tokenizer.prompt_ids(text)
-    weights = weights_of(ids, 0)[0].tolist()
-    cell, room = 18, 90
+    layer, head = min(2, model.cfg.n_layer - 1), min(2, model.cfg.n_head - 1)
+    weights = weights_of(ids, layer)[head].tolist()
+    cell, room = 18, 120
     size = room + cell * len(ids)
-    drawn = [f'<svg viewBox="0 0 {size} {size}" width="{size}" role="img" aria-label="Layer 1, '
-             'head 1: each row is a token that reads, each column one that is read">']
+    drawn = [f'<svg viewBox="0 0 {size} {size}" width="{size}" role="img" aria-label="'
+             f'Layer {layer + 1}, head {head + 1}: each row is a token that reads, '
+             'each column one that is read">']
     for t, row in enumerate(weights):
         drawn.append(f'<text x="{room - 6}" y="{room + cell * t + 13}" text-anchor="end" '
                      f'fill="currentColor" font-size="13">{shown(ids[t])}</text>')

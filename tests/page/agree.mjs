@@ -1,5 +1,5 @@
 /* Does the page's engine agree with PyTorch? The same file runs in Node and in a browser. */
-import { chances, openModel } from "../../book/_static/page/engine.js";
+import { chances, openModel, wellFormed } from "../../book/_static/page/engine.js";
 
 const gap = (mine, theirs) =>
   mine.reduce((most, v, i) => Math.max(most, Math.abs(v - theirs[i])), 0);
@@ -13,7 +13,7 @@ export async function agree(golden, read) {
   for (const { text, ids } of golden.texts) {
     const mine = tokenizer.encode(text);
     if (!same(mine, ids)) wrong.push(`${JSON.stringify(text)}: ids ${mine}, not ${ids}`);
-    if (tokenizer.decode(mine) !== text.toWellFormed()) wrong.push(`${JSON.stringify(text)}: lost`);
+    if (tokenizer.decode(mine) !== wellFormed(text)) wrong.push(`${JSON.stringify(text)}: lost`);
     found.texts++;
   }
   let steps = 0, spent = 0;

@@ -1,5 +1,7 @@
 /* Attention: a sentence of the reader's, every layer and head, and what each token reads. */
-import { field, h, modelLine, onModel, percent, promptIds, shade, shown } from "./shell.js";
+import { softmax } from "./engine.js";
+import { field, h, later, modelLine, onModel, percent, promptIds, refill, shade, shown, tooLong }
+  from "./shell.js";
 
 const MOST = 40;                                      // tokens, so that a row stays readable
 
@@ -11,20 +13,25 @@ export default function attention(host, { text }) {
     "aria-label": "The tokens; choose one that reads" });
   const grid = h("canvas", { class: "live-grid", role: "img" });
   const says = h("p", { class: "live-story", role: "status" });
-  let opened, ids = [], rows = [], layer = -1, head = 0, reader = 0;
+  let opened, ids = [], all = [], next = [], rows = [], layer = -1, head = 0, reader = -1;
   box.value = text;
 
   /** Run the sentence once; rows[layer][head][t] are the weights of token t on tokens 0 to t. */
   function run() {
     const { model } = opened, cache = model.newCache(), { n_layer, n_head } = model.cfg;
-    ids = promptIds(opened, box.value).slice(0, MOST);
+    all = promptIds(opened, box.value);
+    const ended = reader < 0 || reader === ids.length - 1;
+    ids = all.slice(0, MOST);
+    next = [];
     rows = Array.from({ length: n_layer }, () => Array.from({ length: n_head }, () => []));
     for (const id of ids) {
-      model.step(id, cache, (l, name, weights) => {
+      const x = model.step(id, cache, (l, name, weights) => {
         if (name === "weights") weights.forEach((row, n) => rows[l][n].push(row));
       });
+      const probs = softmax(Float64Array.from(model.logits(x)));
+      next.push(probs.reduce((best, p, i) => (p > best.p ? { i, p } : best), { p: 0 }));
     }
-    reader = Math.min(reader || ids.length - 1, ids.length - 1);
+    reader = ended ? ids.length - 1 : Math.min(reader, ids.length - 1);
     if (layer < 0) [layer, head] = farReader();
     layer = Math.min(layer, n_layer - 1);
     head = Math.min(head, n_head - 1);
@@ -32,7 +39,9 @@ export default function attention(host, { text }) {
 
   /** The head that is surest of a word further back: a good one to begin with. */
   function farReader() {
-    const far = (l, n) => Math.max(0, ...rows[l][n][reader].slice(1, -3));
+    const isWord = ids.map((id) => /\p{L}{2}/u.test(shown(opened.tokenizer, id)));
+    const far = (l, n) => rows[l][n][reader].reduce((best, w, s) =>
+      (s > 0 && s < reader - 2 && isWord[s] ? Math.max(best, w) : best), 0);
     return rows.flatMap((list, l) => list.map((_, n) => [l, n]))
       .reduce((best, at) => (far(...at) > far(...best) ? at : best));
   }
@@ -63,7 +72,7 @@ export default function attention(host, { text }) {
   function look() {
     const row = rows[layer][head][reader], { tokenizer } = opened;
     [...words.querySelectorAll("button")].forEach((button, s) => {
-      button.style.background = s <= reader ? shade(row[s] * 0.75) : "";
+      button.style.background = s <= reader ? shade(row[s] * 0.45) : "";
       button.classList.toggle("live-future", s > reader);
       button.setAttribute("aria-pressed", String(s === reader));
     });
@@ -73,7 +82,10 @@ export default function attention(host, { text }) {
       .map((s) => `${shown(tokenizer, ids[s])} (place ${s}) ${percent(row[s])}`);
     says.textContent = `Layer ${layer + 1}, head ${head + 1}: ${shown(tokenizer, ids[reader])} ` +
       `(place ${reader}) reads ${best.join(", ")}.` +
-      (reader < ids.length - 1 ? ` The ${ids.length - 1 - reader} after it are hidden.` : "");
+      (reader < ids.length - 1 ? ` The ${ids.length - 1 - reader} after it are hidden.` : "") +
+      ` All heads together guess ${shown(tokenizer, next[reader].i)} next, ` +
+      `${percent(next[reader].p)}. ` + tooLong(opened, box.value, all) +
+      (all.length > MOST ? `Only the first ${MOST} tokens are drawn.` : "");
     grid.setAttribute("aria-label", `The weights of layer ${layer + 1}, head ${head + 1}: ` +
       "each row is a token that reads, each column one that is read; the future is hatched.");
   }
@@ -88,7 +100,7 @@ export default function attention(host, { text }) {
   function draw() {
     if (!opened) return;
     run();
-    heads.replaceChildren(...rows.flatMap((list, l) => list.map((weights, n) => {
+    refill(heads, ...rows.flatMap((list, l) => list.map((weights, n) => {
       const small = h("canvas", { "aria-hidden": "true" });
       paint(small, weights, 3, -1);
       return h("button", { type: "button", "data-at": `${l} ${n}`, onclick: () => choose(l, n),
@@ -96,20 +108,28 @@ export default function attention(host, { text }) {
       small, h("small", {}, `${l + 1}.${n + 1}`));
     })));
     heads.style.setProperty("--live-columns", opened.model.cfg.n_head);
-    words.replaceChildren(...ids.map((id, t) => {
-      const pick = () => { reader = t; look(); };
-      return h("li", {}, h("button", { type: "button", class: "live-token", onclick: pick,
-        onmouseenter: pick, onfocus: pick }, shown(opened.tokenizer, id)));
-    }));
+    refill(words, ...ids.map((id, t) => h("li", {}, h("button", { type: "button",
+      class: "live-token", onclick: () => { reader = t; look(); } },
+    shown(opened.tokenizer, id)))));
     choose(layer, head);
   }
 
-  box.addEventListener("input", draw);
+  /** The token that reads and the one that is read, under the pointer. */
+  function under(event) {
+    const at = (offset, size) => Math.max(0, Math.min(ids.length - 1,
+      Math.floor(offset / size * ids.length)));
+    return [at(event.offsetY, grid.clientHeight), at(event.offsetX, grid.clientWidth)];
+  }
+
+  box.addEventListener("input", later(draw));
   grid.addEventListener("mousemove", (event) => {
-    const at = Math.floor(event.offsetY / grid.clientHeight * ids.length);
-    if (at >= 0 && at < ids.length && at !== reader) { reader = at; look(); }
+    if (!opened) return;
+    const [t, s] = under(event), name = (n) => shown(opened.tokenizer, ids[n]);
+    grid.title = s > t ? `${name(t)} may not read ${name(s)}: it lies in its future`
+      : `${name(t)} reads ${name(s)}: ${percent(rows[layer][head][t][s])}`;
   });
-  new MutationObserver(() => opened && choose(layer, head)).observe(
+  grid.addEventListener("click", (event) => { [reader] = under(event); look(); });
+  new MutationObserver(() => opened && draw()).observe(
     document.documentElement, { attributeFilter: ["data-theme"] });
   host.replaceChildren(label, box, words, says,
     h("div", { class: "live-pair" }, heads, grid), modelLine(host));

@@ -1,5 +1,5 @@
 /* The cache: what each step computes, what it finds again, and what that costs in memory. */
-import { field, h, modelLine, onModel, promptIds, shown } from "./shell.js";
+import { field, h, later, modelLine, onModel, promptIds, shown } from "./shell.js";
 
 const STEPS = 24;
 
@@ -9,8 +9,8 @@ export default function cacheView(host, { text }) {
   const rows = h("ol", { class: "live-steps", "aria-label": "One row a step" });
   const says = h("p", { class: "live-story", role: "status" });
   const next = h("button", { type: "button" }, "Next token");
-  const over = h("button", { type: "button" }, "Start over");
-  let opened, ids, cache, totals;
+  const anew = h("button", { type: "button" }, "Start over");
+  let opened, ids, cache, totals, over = false;
   box.value = text;
 
   const best = (x) => {
@@ -35,21 +35,25 @@ export default function cacheView(host, { text }) {
     totals.made += fresh;
     totals.again += ids.length;
     const id = best(kept.x);
-    rows.append(h("li", { title: `${fresh} computed, ${known} found again` },
+    rows.append(h("li", { "aria-label": `${fresh} computed, ${known} found again, chose ` +
+      shown(tokenizer, id) },
       h("span", { class: "live-cells" },
         h("i", { class: "live-known", style: `flex:${known}` }),
         h("i", { class: "live-new", style: `flex:${fresh}` }),
         h("i", { style: `flex:${Math.max(0, totals.room - ids.length)}` })),
       h("code", {}, shown(tokenizer, id))));
     const bytes = cache.length * 2 * model.cfg.n_layer * model.d_kv * 4;
+    const ms = [kept, again].map((run) => `${run.ms.toFixed(1)} ms`);
+    const times = known ? ` Measured: ${ms[0]} with it, ${ms[1]} without.`
+      : " The first step reads the whole prompt, with a cache or without.";
     says.textContent = `This step computed ${fresh * vectors} keys and values and found ` +
       `${known * vectors} again; without a cache it would compute ${ids.length * vectors}. ` +
       `So far ${totals.made} tokens went through the stack, without a cache ${totals.again}. ` +
-      `The cache holds ${bytes.toLocaleString("en")} bytes. ` +
-      `Measured: ${kept.ms.toFixed(1)} ms with it, ${again.ms.toFixed(1)} ms without.`;
+      `The cache holds ${bytes.toLocaleString("en")} bytes.${times}`;
     ids.push(id);
-    next.disabled = id === tokenizer.endOfText || rows.children.length >= STEPS
+    over = id === tokenizer.endOfText || rows.children.length >= STEPS
       || ids.length >= model.cfg.context_length;
+    next.setAttribute("aria-disabled", over);
   }
 
   function begin() {
@@ -62,10 +66,10 @@ export default function cacheView(host, { text }) {
     step();
   }
 
-  box.addEventListener("input", begin);
-  next.addEventListener("click", step);
-  over.addEventListener("click", begin);
-  host.replaceChildren(label, box, h("div", { class: "live-row" }, next, over), says,
+  box.addEventListener("input", later(begin));
+  next.addEventListener("click", () => over || step());
+  anew.addEventListener("click", begin);
+  host.replaceChildren(label, box, h("div", { class: "live-row" }, next, anew), says,
     h("p", { class: "live-key", "aria-hidden": "true" },
       h("i", { class: "live-known" }), " found in the cache ", h("i", { class: "live-new" }),
       " computed now; at the right, the token that the step chose"),

@@ -12,6 +12,9 @@ const CHUNK = new RegExp([
 const PATTERN = "'(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}|" +
   " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";     // as tokenizer.json has it
 
+/** Half a letter becomes U+FFFD, as in UTF-8. */
+export const wellFormed = (text) => new TextDecoder("utf-8", { ignoreBOM: true })
+  .decode(new TextEncoder().encode(text));
 const toBytes = (text) => String.fromCharCode(...new TextEncoder().encode(text));
 
 /** GPT-2's alphabet: a printable letter for each of the 256 bytes. */
@@ -38,13 +41,14 @@ export class Tokenizer {
     }
     this.ranks = new Map(this.tokens.map((token, id) => [token, id]));
     this.special = new Map(spec.added_tokens.map((t) => [t.id, t.content]));
-    this.endOfText = spec.added_tokens.find((t) => t.content === "<|endoftext|>").id;
+    this.endOfText = spec.added_tokens.find((t) => t.content === "<|endoftext|>")?.id;
+    if (this.endOfText === undefined) throw new Error("This tokenizer.json lacks <|endoftext|>.");
     this.size = this.tokens.length + this.special.size;
   }
 
   /** Pieces that no token crosses; joined together they give the text back. */
   chunks(text) {
-    return text.toWellFormed().match(CHUNK) ?? [];
+    return wellFormed(text).match(CHUNK) ?? [];
   }
 
   /** Every stage of one chunk, from single bytes to tokens: [[bytes, ...], ...]. */
@@ -57,7 +61,7 @@ export class Tokenizer {
       let best = 0;
       for (let i = 1; i < ranks.length; i++) if (ranks[i] < ranks[best]) best = i;
       if (!ranks.length || ranks[best] === Infinity) return;
-      parts = parts.toSpliced(best, 2, parts[best] + parts[best + 1]);
+      parts = [...parts.slice(0, best), parts[best] + parts[best + 1], ...parts.slice(best + 2)];
       ranks.splice(best, 1);
       if (best > 0) ranks[best - 1] = rank(parts[best - 1], parts[best]);
       if (best < ranks.length) ranks[best] = rank(parts[best], parts[best + 1]);
@@ -163,6 +167,10 @@ const ACTIVATIONS = {
   gelu: (v) => 0.5 * v * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (v + 0.044715 * v ** 3))),
   relu2: (v) => Math.max(v, 0) ** 2,
 };
+const FIELDS = new Set(["vocab_size", "context_length", "n_layer", "n_head", "n_kv_head", "d_model",
+  "d_ff", "attention", "position", "mlp", "norm", "norm_place", "norm_eps", "bias", "qkv_bias",
+  "qk_norm", "tie_embeddings", "d_attention", "window", "rope_theta", "rope_scaling", "n_expert",
+  "n_expert_used", "d_latent", "d_rope"]);
 const DEFAULTS = { attention: "heads", norm_place: "pre", window: null, d_attention: null,
   rope_scaling: null, n_expert: 0 };
 const KNOWN = { norm: ["rms", "layer"], mlp: Object.keys(ACTIVATIONS), attention: ["heads"],
@@ -179,19 +187,40 @@ export class GPT {
           `it knows ${values.map((v) => JSON.stringify(v)).join(", ")}.`);
       }
     }
+    const strange = Object.keys(config).find((field) => !FIELDS.has(field));
+    if (strange) throw new Error(`The page does not know the field ${strange} of config.json.`);
     this.cfg = cfg;
     this.d_head = (cfg.d_attention ?? cfg.d_model) / cfg.n_head;
     this.d_kv = this.d_head * cfg.n_kv_head;
     this.get = (name) => tensors.get(name);
-    for (const name of ["embedding.weight", `blocks.${cfg.n_layer - 1}.mlp.down.weight`]) {
+    for (const [name, size] of this.sizes()) {
       if (!tensors.has(name)) throw new Error(`The weights lack ${name}, which the config needs.`);
-    }
-    if (tensors.get("embedding.weight").length !== cfg.vocab_size * cfg.d_model) {
-      throw new Error("The weights and the config are of different models.");
+      if (tensors.get(name).length !== size) {
+        throw new Error(`The weights and the config are of different models: ${name} has ` +
+          `${tensors.get(name).length} numbers, not ${size}.`);
+      }
     }
     this.turns = Float32Array.from({ length: this.d_head / 2 },
       (_, i) => cfg.rope_theta ** (-2 * i / this.d_head));              // radians a place
     this.parameters = [...tensors.values()].reduce((sum, t) => sum + t.length, 0);
+  }
+
+  /** The weights that the config asks for: [name, how many numbers]. */
+  *sizes() {
+    const { vocab_size: V, d_model: D, d_ff: F, n_head, n_layer, mlp, tie_embeddings } = this.cfg;
+    yield ["embedding.weight", V * D];
+    if (!tie_embeddings) yield ["head.weight", V * D];
+    if (this.cfg.position === "learned") yield ["position.weight", this.cfg.context_length * D];
+    for (let layer = 0; layer < n_layer; layer++) {
+      const at = `blocks.${layer}`, q = n_head * this.d_head;
+      for (const norm of ["attention_norm", "mlp_norm"]) yield [`${at}.${norm}.weight`, D];
+      yield [`${at}.attention.query.weight`, q * D];
+      yield [`${at}.attention.out.weight`, q * D];
+      for (const name of ["key", "value"]) yield [`${at}.attention.${name}.weight`, this.d_kv * D];
+      for (const name of mlp === "swiglu" ? ["gate", "up", "down"] : ["up", "down"]) {
+        yield [`${at}.mlp.${name}.weight`, F * D];
+      }
+    }
   }
 
   /** An empty KV cache (chapter 51). Setting `length` back forgets the tokens after it. */

@@ -1,5 +1,5 @@
 /* Neighbours: whose row of the embedding table points most the same way? */
-import { field, h, modelLine, onModel, shown } from "./shell.js";
+import { field, h, later, modelLine, onModel, refill, shown } from "./shell.js";
 
 const MOST = 12;
 
@@ -23,9 +23,14 @@ export default function kin(host, { text }) {
     return { id: ids.at(-1), whole: ids.length === 1 };
   }
 
-  function draw() {
+  function draw(chosen) {
     if (!opened) return;
-    const { tokenizer } = opened, { id, whole } = meant(), n = tokenizer.tokens.length;
+    if (!box.value.trim() && chosen === undefined) {
+      says.textContent = "Write a word.";
+      return list.replaceChildren();
+    }
+    const { tokenizer } = opened, n = tokenizer.tokens.length;
+    const { id, whole } = chosen === undefined ? meant() : { id: chosen, whole: true };
     const likeness = Float64Array.from({ length: n },
       (_, other) => dot(row(id), row(other)) / (lengths[id] * lengths[other]));
     const best = [...likeness.keys()].filter((other) => other !== id)
@@ -33,15 +38,17 @@ export default function kin(host, { text }) {
     says.textContent = whole ? `${shown(tokenizer, id)} is one token, number ${id}.`
       : `${box.value.trim()} is more than one token; these are near to its last one, ` +
         `${shown(tokenizer, id)}.`;
-    list.replaceChildren(...best.map((other) => h("li", {}, h("button", { type: "button",
-      onclick: () => { box.value = tokenizer.decode([other]).trim(); draw(); } },
+    says.textContent += likeness[best[0]] > 0.99 ? " Training hardly ever saw it, if at all: " +
+      "it lies where such tokens lie." : " The bars are cosines: 1 is the same direction.";
+    refill(list, ...best.map((other) => h("li", {}, h("button", { type: "button",
+      onclick: () => { box.value = tokenizer.decode([other]).trim(); draw(other); } },
     h("code", {}, shown(tokenizer, other)),
     h("span", { class: "live-bar" }, h("i", { class: "live-after",
       style: `width:${Math.max(0, likeness[other]) * 100}%` })),
     h("span", { class: "live-percent" }, likeness[other].toFixed(2))))));
   }
 
-  box.addEventListener("input", draw);
+  box.addEventListener("input", later(() => draw()));
   host.replaceChildren(label, box, says, list, modelLine(host));
   return onModel((model) => {
     opened = model;

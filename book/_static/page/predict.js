@@ -7,7 +7,8 @@ export function memory() {
 
 export function remember(page, change) {
   const all = memory();
-  const entry = all[page] ??= { read: false, guesses: {} };
+  const entry = all[page] ??= { read: false };
+  entry.guesses ??= {};
   change(entry);
   try {
     localStorage.setItem(KEY, JSON.stringify(all));
@@ -16,14 +17,15 @@ export function remember(page, change) {
 
 /** "1,629,600" or "25 %" to a number; NaN if it is none. */
 const number = (text) => {
-  const plain = text.trim().replace(/,(?=\d{3}\b)/g, "").replace(",", ".");
-  return /^[-+]?\d*\.?\d+(e[-+]?\d+)?\s*%?$/i.test(plain) ? parseFloat(plain) : NaN;
+  const plain = text.trim().replace("−", "-").replace(/[,\s](?=\d{3}\b)/g, "").replace(",", ".");
+  return /^[-+]?\d*\.?\d+(e[-+]?\d+)?\s*[%\p{L}]*$/iu.test(plain) ? parseFloat(plain) : NaN;
 };
 
 /** Is a guess right? A number may be off by `within`; a shape or a word must be the same. */
 export function isRight(guess, { answer, within, kind }) {
   if (kind !== "number") {
-    const bare = (text) => text.toLowerCase().replace(/[\s()[\]]|,$/g, "");
+    const bare = (text) => (kind === "text" && /\d/.test(text) ? text.match(/\d+/g).join()
+      : text.toLowerCase().replace(/[\s()[\]]|,$/g, ""));       // a shape is a list of numbers
     return bare(guess) === bare(answer);
   }
   const off = Math.abs(number(guess) - number(answer)), room = parseFloat(within || "0");
@@ -39,7 +41,7 @@ function prediction(box) {
   function show({ guess, right }) {
     form.hidden = true;
     answer.open = true;
-    says.textContent = `You said ${guess}. ${right ? "Right!" : "Now you know better:"}`;
+    says.textContent = `You said ${guess}. ` + (right ? "Right!" : `It is ${facts.answer}.`);
     box.classList.add(right ? "predict-right" : "predict-wrong");
   }
 
@@ -60,10 +62,11 @@ function prediction(box) {
     remember(page, (entry) => { entry.guesses[id] = result; });
     answer.hidden = false;
     show(result);
-    answer.querySelector("summary").focus();
+    says.tabIndex = -1;
+    says.focus();
   });
   commit.disabled = false;
-  const kept = memory()[page]?.guesses[id];
+  const kept = memory()[page]?.guesses?.[id];
   if (kept) { answer.hidden = false; show(kept); }
 }
 
@@ -72,7 +75,7 @@ function watchEnd(page) {
   const end = document.querySelector(".prev-next-area, footer");
   if (!end) return;
   new IntersectionObserver((entries, watcher) => {
-    if (!entries.some((e) => e.isIntersecting) || scrollY === 0) return;
+    if (!entries.some((e) => e.isIntersecting)) return;
     remember(page, (entry) => { entry.read = true; });
     watcher.disconnect();
   }).observe(end);
@@ -84,25 +87,28 @@ function progress(table) {
   let right = 0, guessed = 0, read = 0;
   const rows = [...table.querySelectorAll("tr[data-page]")];
   for (const row of rows) {
-    const entry = all[row.dataset.page] ?? { read: false, guesses: {} };
-    const guesses = Object.values(entry.guesses), good = guesses.filter((g) => g.right).length;
-    read += entry.read;
+    const entry = all[row.dataset.page] ?? {}, ids = row.dataset.ids.split(" ");
+    const guesses = ids.map((id) => entry.guesses?.[id]).filter(Boolean);
+    const good = guesses.filter((g) => g.right).length;
+    read += Boolean(entry.read);
     guessed += guesses.length;
     right += good;
-    row.querySelector(".progress-read").textContent = entry.read ? "read" : "not yet";
+    row.querySelector(".progress-read").textContent = entry.read ? "to its end" : "";
     row.querySelector(".progress-guesses").textContent =
-      guesses.length ? `${good} right of ${guesses.length}` : "none yet";
+      guesses.length ? `${good} of ${guesses.length} right` : "";
   }
   const says = document.querySelector("[data-progress-says]");
-  says.textContent = `You have read ${read} of ${rows.length} chapters and made ${guessed} ` +
-    `guesses; ${right} of them were right.`;
+  const next = rows.find((row) => !row.querySelector(".progress-read").textContent);
+  says.replaceChildren(`You have come to the end of ${read} of ${rows.length} chapters. Guesses: ` +
+    `${guessed}, of them right: ${right}. `, ...(next ? ["Go on with ",
+    next.querySelector("a").cloneNode(true), "."] : []));
   const forget = document.querySelector("[data-progress-forget]");
   forget.hidden = false;
-  forget.addEventListener("click", () => {
+  forget.onclick = () => {
     if (!confirm("Forget all chapters read and all guesses?")) return;
-    localStorage.removeItem(KEY);
+    try { localStorage.removeItem(KEY); } catch { /* nothing was kept */ }
     progress(table);
-  }, { once: true });
+  };
 }
 
 export default function build() {

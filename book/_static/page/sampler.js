@@ -1,6 +1,7 @@
 /* Sampling: the true chances of the next token, the rules that reshape them, and every road. */
 import { chances, pick } from "./engine.js";
-import { field, h, modelLine, onModel, percent, promptIds, shown } from "./shell.js";
+import { field, h, later, modelLine, onModel, percent, promptIds, shown, tooLong }
+  from "./shell.js";
 
 const RULES = [            // name, label, least, most, step, the value that changes nothing
   ["temperature", "Temperature", 0, 2, 0.05, 1], ["top_k", "Top-k (0: off)", 0, 50, 1, 0],
@@ -13,10 +14,12 @@ const BARS = 10, LONGEST = 160;
 export default function sampler(host, { text, simple, auto }) {
   const [label, box] = field("The text to continue", "textarea",
     { rows: 2, maxlength: 400, spellcheck: "false" });
-  const written = h("div", { class: "live-text", role: "group",
-    "aria-label": "The text so far" });
+  const beginning = h("span"), words = h("span");
+  const written = h("div", { class: "live-text", role: "group", "aria-label": "The text so far" },
+    beginning, words);
   const bars = h("ol", { class: "live-bars", "aria-label": "The likeliest next tokens" });
   const says = h("p", { class: "live-count", role: "status" });
+  const count = h("p", { class: "live-count", "aria-hidden": "true" });    // too quick to be read
   const button = (name, f) => h("button", { type: "button", onclick: f }, name);
   const sliders = h("div", { class: "live-sliders" });
   const settings = Object.fromEntries(RULES.map(([name, , , , , off]) => [name, off]));
@@ -25,7 +28,7 @@ export default function sampler(host, { text, simple, auto }) {
   if (simple) settings.temperature = 0.8;
 
   for (const [name, title, min, max, step, off] of RULES) {
-    const value = h("output", {}, String(settings[name]));
+    const value = h("span", { "aria-hidden": "true" }, String(settings[name]));
     const [l, slider] = field(title, "input", { type: "range", min, max, step, value: off });
     slider.addEventListener("input", () => {
       settings[name] = +slider.value;
@@ -62,18 +65,18 @@ export default function sampler(host, { text, simple, auto }) {
   function rewind(n) {
     stop();
     made = made.slice(0, n);
-    cache.length = prompt.length + n - 1;            // the last token is read again
+    cache.length = Math.min(cache.length, prompt.length + n - 1);     // the last one is read again
     read();
-    draw();
-    says.textContent = "Back at this place: choose another token.";
+    draw("Back at this place: choose another token.");
   }
 
   function take(id) {
     made.push(id);
-    if (ended()) stop();
-    else if (full()) { stop(); says.textContent = "Enough: start over, or go back a way."; }
-    else read();
-    draw();
+    if (!ended() && prompt.length + made.length < opened.model.cfg.context_length) read();
+    const text = opened.tokenizer.decode(made.filter((i) => i !== opened.tokenizer.endOfText));
+    if (ended()) { stop(); draw(`The model has ended its text. ${simple ? text : ""}`); }
+    else if (full()) { stop(); draw("Enough: start over, or go back a way."); }
+    else draw();
   }
 
   function probabilities() {
@@ -89,44 +92,72 @@ export default function sampler(host, { text, simple, auto }) {
   function stop() {
     clearInterval(timer);
     timer = null;
-    run.textContent = "Let it run";
+    run.textContent = simple && made.length ? "Write on" : "Let it run";
   }
 
-  function draw() {
-    const { tokenizer } = opened;
-    written.replaceChildren(h("span", {}, tokenizer.decode(prompt.slice(1))),
-      ...made.map((id, n) => {
-        const piece = id === tokenizer.endOfText ? "■" : tokenizer.decode([id]);
-        return simple ? h("span", { class: "live-made" }, piece)
-          : h("button", { type: "button", class: "live-made", onclick: () => rewind(n),
-            title: "Go back to here",
-            "aria-label": `Go back to before ${piece.trim() || "space"}` }, piece);
-      }));
-    if (ended()) says.textContent = "The model has ended its text.";
-    else if (made.length) {
-      says.textContent = `${made.length} tokens written, ${wait.toFixed(1)} ms for the last.`;
+  /** The words so far: each a button that goes back to it; only what has changed is made anew. */
+  function drawWords() {
+    const { tokenizer } = opened, decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+    const pieces = made.map((id) => (id === tokenizer.endOfText ? "■"
+      : decoder.decode(tokenizer.bytes(id), { stream: true })));
+    beginning.textContent = tokenizer.decode(prompt.slice(1));
+    while (words.children.length > made.length) words.lastChild.remove();
+    for (const [n, piece] of pieces.entries()) {
+      let word = words.children[n];
+      if (!word) {
+        word = h("span", { class: "live-made" });
+        if (!simple) {
+          Object.assign(word, { tabIndex: 0, role: "button", title: "Go back to here",
+            onclick: () => rewind(n),
+            onkeydown: (event) => { if (event.key === "Enter") rewind(n); } });
+        }
+        words.append(word);
+      }
+      if (word.textContent !== piece) word.textContent = piece;
+      if (!simple) word.setAttribute("aria-label", `Go back to before ${piece.trim() || "space"}`);
     }
-    if (simple) return;
-    const before = chances(logits, []), after = probabilities();
-    const top = [...before.keys()].sort((a, b) => before[b] - before[a]).slice(0, BARS);
+  }
+
+  /** The ten bars stay where they are, so that a click or the focus does not lose them. */
+  function drawBars() {
+    const before = chances(logits, []), after = probabilities(), { tokenizer } = opened;
+    const top = ended() ? [] : [...before.keys()].sort((a, b) => before[b] - before[a])
+      .slice(0, BARS);
     const widest = Math.max(...top.flatMap((id) => [before[id], after[id]]));
-    const width = (p) => `width:${p / widest * 100}%`;
-    bars.replaceChildren(...(ended() ? [] : top).map((id) => {
-      const name = shown(tokenizer, id);
-      return h("li", {}, h("button", { type: "button", onclick: () => take(id),
-        disabled: full(), "aria-label": `Take ${name}: ${percent(after[id])}, ` +
-          `before the rules ${percent(before[id])}` },
-      h("code", {}, name),
-      h("span", { class: "live-bar" },
-        h("i", { class: "live-before", style: width(before[id]) }),
-        h("i", { class: "live-after", style: width(after[id]) })),
-      h("span", { class: "live-percent" }, after[id] ? percent(after[id]) : "out")));
-    }));
-    const left = after.reduce((n, p) => n + (p > 0), 0);
-    if (!ended()) {
-      says.textContent = `${left.toLocaleString("en")} of ${after.length.toLocaleString("en")} ` +
-        `tokens can be drawn. ${says.textContent.match(/\d+ tokens written.*/)?.[0] ?? ""}`;
+    while (bars.children.length < BARS) {
+      bars.append(h("li", {}, h("button", { type: "button", onclick: (event) => {
+        stop();
+        take(+event.currentTarget.dataset.id);
+      } }, h("code"), h("span", { class: "live-bar" }, h("i", { class: "live-before" }),
+        h("i", { class: "live-after" })), h("span", { class: "live-percent" }))));
     }
+    [...bars.children].forEach((bar, n) => {
+      const id = top[n], button = bar.firstChild;
+      bar.hidden = id === undefined;
+      if (bar.hidden) return;
+      const [name, { children: [was, is] }, share] = button.children;
+      name.textContent = shown(tokenizer, id);
+      was.style.width = `${before[id] / widest * 100}%`;
+      is.style.width = `${after[id] / widest * 100}%`;
+      share.textContent = after[id] ? percent(after[id]) : "ruled out";
+      button.dataset.id = id;
+      button.disabled = full();
+      button.setAttribute("aria-label", `Take ${name.textContent}: ${share.textContent}, ` +
+        `before the rules ${percent(before[id])}`);
+    });
+    const left = after.reduce((n, p) => n + (p > 0), 0);
+    const number = (n) => n.toLocaleString("en");
+    return `${number(left)} of ${number(after.length)} tokens can be drawn.`;
+  }
+
+  function draw(message) {
+    if (!opened) return;
+    drawWords();
+    const open = simple ? "" : drawBars();
+    const note = tooLong(opened, box.value, prompt);
+    if (!timer) says.textContent = `${note}${message ?? (ended() ? "" : open)}`;
+    count.textContent = made.length ? `${made.length} token${made.length === 1 ? "" : "s"} ` +
+      `written, ${wait.toFixed(1)} ms for the last.` : "";
   }
 
   const run = button("Let it run", () => {
@@ -135,13 +166,16 @@ export default function sampler(host, { text, simple, auto }) {
     timer = setInterval(next, matchMedia("(prefers-reduced-motion: reduce)").matches ? 250 : 60);
     run.textContent = "Stop";
   });
-  box.addEventListener("input", begin);
+  const anew = later(() => { begin(); if (simple) run.click(); }, simple ? 700 : 250);
+  box.addEventListener("input", () => { stop(); anew(); });
   host.replaceChildren(label, box, written,
     h("div", { class: "live-row" }, run, simple ? null : button("One token", next),
-      button("Start over", begin)), says, ...(simple ? [] : [bars, sliders]), modelLine(host));
+      button(simple ? "Write another" : "Start over", () => { begin(); if (simple) run.click(); })),
+    says, count, ...(simple ? [] : [bars, sliders]), modelLine(host));
   return onModel((model) => {
     opened = model;
     begin();
-    if (auto) { run.click(); auto = false; }
+    if (auto && !matchMedia("(prefers-reduced-motion: reduce)").matches) run.click();
+    auto = false;
   });
 }

@@ -34,22 +34,43 @@ export const percent = (p) => (p >= 0.0995 ? `${Math.round(p * 100)}%`
 export const shade = (share) => `color-mix(in srgb, var(--live-ink) ${Math.round(share * 100)}%,
   transparent)`;
 
-/** The ids of a text as the model reads it: the marker that begins a document, then the text. */
+/** The ids of a text as the model reads it: the marker that begins a document, then the text, or
+    as much of its end as fits with a few places to spare. */
 export function promptIds({ tokenizer, model }, text) {
-  const ids = [tokenizer.endOfText, ...tokenizer.encode(text)];
-  return ids.slice(-model.cfg.context_length);
+  const room = Math.max(1, model.cfg.context_length - 9);
+  return [tokenizer.endOfText, ...tokenizer.encode(text).slice(-room)];
 }
 
-/** Numbers as a strip of cells: blue below 0, orange above; the strongest cell is full. */
-export function strip(numbers, label) {
-  const canvas = h("canvas", { width: numbers.length, height: 1, role: "img",
-    "aria-label": label });
+/** What a part says of a text that is too long for it, or nothing. */
+export function tooLong({ tokenizer }, text, ids) {
+  const n = tokenizer.encode(text).length, kept = ids.length - 1;
+  return kept < n ? `Only ${kept} of its ${n} tokens fit. ` : "";
+}
+
+/** Call f when the reader pauses, not at each letter. */
+export function later(f, ms = 250) {
+  let timer;
+  return () => { clearTimeout(timer); timer = setTimeout(f, ms); };
+}
+
+/** Give a list new items; a button that had the focus hands it to the one in its place. */
+export function refill(list, ...items) {
+  const at = [...list.querySelectorAll("button")].indexOf(document.activeElement);
+  list.replaceChildren(...items);
+  const buttons = list.querySelectorAll("button");
+  if (at >= 0 && buttons.length) buttons[Math.min(at, buttons.length - 1)].focus();
+}
+
+/** Numbers as rows of cells: blue below 0, orange above; the strongest cell is full. */
+export function strip(rows, label) {
+  const canvas = h("canvas", { width: rows[0].length, height: rows.length, role: "img",
+    "aria-label": label, style: `height:${rows.length > 1 ? rows.length * 0.8 : 1.6}rem` });
   const pen = canvas.getContext("2d");
-  const most = numbers.reduce((m, v) => Math.max(m, Math.abs(v)), 1e-9);
-  numbers.forEach((v, i) => {
+  const most = rows.flat().reduce((m, v) => Math.max(m, Math.abs(v)), 1e-9);
+  rows.forEach((row, r) => row.forEach((v, i) => {
     pen.fillStyle = `rgb(${v < 0 ? "47 111 196" : "217 119 6"} / ${Math.abs(v) / most})`;
-    pen.fillRect(i, 0, 1, 1);
-  });
+    pen.fillRect(i, r, 1, 1);
+  }));
   return canvas;
 }
 
@@ -60,7 +81,9 @@ const listeners = new Set();
 let current = null;                          // a promise of { model, tokenizer, name }
 
 async function fromSite(name) {
-  const reply = await fetch(new URL(name, HOME));
+  const reply = await fetch(new URL(name, HOME)).catch(() => {
+    throw new Error(`The page could not fetch ${name}: are you offline?`);
+  });
   if (!reply.ok) throw new Error(`The page could not fetch ${name} (${reply.status}).`);
   return reply.arrayBuffer();
 }
@@ -79,18 +102,29 @@ function drawer(mode, use) {
   });
 }
 
+/** Take one step: a model that cannot is not one to keep. */
+function tried(opened) {
+  const { model, tokenizer } = opened;
+  const logits = model.logits(model.step(tokenizer.endOfText, model.newCache()));
+  if (!logits.every(Number.isFinite)) throw new Error("This model's scores are not numbers.");
+  return opened;
+}
+
 async function first() {
   const kept = await drawer("readonly", (files) => files.get("model")).catch(() => null);
   if (kept) {
     try {
-      return { ...await openModel(async (name) => kept.files[name] ?? null), name: kept.name };
+      return tried({ ...await openModel(async (n) => kept.files[n] ?? null), name: kept.name });
     } catch { /* an older page kept something that this one cannot read: fall back */ }
   }
-  return { ...await openModel(fromSite), name: "the model of the package" };
+  return { ...await openModel(fromSite), name: "the book's model" };
 }
 
 /** The model, opened on first use and once for the page. */
-export const currentModel = () => (current ??= first());
+export const currentModel = () => (current ??= first().catch((error) => {
+  current = null;                                    // so that it can be tried again
+  throw error;
+}));
 
 /** Call f with the model now, and again when the reader brings another. */
 export function onModel(f) {
@@ -100,7 +134,7 @@ export function onModel(f) {
 
 async function change(opened) {
   current = Promise.resolve(opened);
-  for (const f of listeners) await f(opened);
+  await Promise.allSettled([...listeners].map(async (f) => f(opened)));
 }
 
 /** Open files that the reader chose or dropped; keep them for the other pages. */
@@ -112,8 +146,9 @@ async function bring(files) {
     chosen[file.name] = await file.arrayBuffer();
   }
   if (weights) chosen["model.safetensors"] = await weights.arrayBuffer();
-  const name = weights?.webkitRelativePath?.split("/")[0] || weights?.name || "your model";
-  const opened = { ...await openModel(async (n) => chosen[n] ?? null), name };
+  const opened = tried(await openModel(async (n) => chosen[n] ?? null));
+  const folder = weights.webkitRelativePath?.split("/")[0];
+  const name = opened.name = folder ? `your model ${folder}` : "your model";
   await drawer("readwrite", (box) => box.put({ name, files: chosen }, "model")).catch(() => null);
   await change(opened);
 }
@@ -135,7 +170,7 @@ async function dropped(transfer) {
 
 /** The line below a live part: which model runs, and how to run another. */
 export function modelLine(host) {
-  const says = h("span", { role: "status" }, "The model is on its way.");
+  const says = h("p", { role: "status", class: "live-model-name" }, "The model is on its way.");
   const home = h("button", { type: "button", hidden: true, onclick: () => attempt(async () => {
     await drawer("readwrite", (box) => box.delete("model")).catch(() => null);
     current = null;
@@ -145,8 +180,11 @@ export function modelLine(host) {
     try { await work(); } catch (error) { says.textContent = error.message; }
   };
   const input = (props) => {
-    const element = h("input", { type: "file", ...props, hidden: true, onchange: () =>
-      attempt(() => bring([...element.files])) });
+    const element = h("input", { type: "file", ...props, hidden: true, onchange: () => {
+      const files = [...element.files];
+      element.value = "";                            // the same folder may be chosen again
+      attempt(() => bring(files));
+    } });
     return element;
   };
   const folder = input({ webkitdirectory: true }), file = input({ multiple: true });
@@ -160,15 +198,15 @@ export function modelLine(host) {
   });
   const show = ({ model, name }) => {
     const n = model.parameters.toLocaleString("en");
-    says.textContent = `Runs in your browser: ${name}, ${n} numbers.`;
-    home.hidden = name === "the model of the package";
+    says.textContent = `Runs in your browser: ${name}, ${model.cfg.n_layer} layers, ${n} numbers.`;
+    home.hidden = name === "the book's model";
   };
   onModel(show).catch((error) => { says.textContent = error.message; });
-  return h("details", { class: "live-model" },
-    h("summary", {}, says),
+  return h("div", { class: "live-model" }, says, h("details", {},
+    h("summary", {}, "Run your own model here"),
     h("p", {}, "Trained one with ", h("code", {}, "minigpt train"),
       "? Drop its folder here, or choose it: every live part of the book then runs it. " +
       "Nothing is sent anywhere."),
     h("p", { class: "live-row" }, choose("Choose a folder", folder), choose("Choose files", file),
-      home, folder, file));
+      home, folder, file)));
 }

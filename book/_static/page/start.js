@@ -7,12 +7,19 @@ async function wake(host) {
   const { live, text } = host.dataset, still = [...host.childNodes];
   try {
     const { default: build } = await import(new URL(PARTS[live], import.meta.url));
+    const { currentModel, modelLine } = await import(new URL("shell.js", import.meta.url));
+    await currentModel().catch((error) => { host.append(modelLine(host)); throw error; });
     await build(host, { text, simple: live === "story", auto: live === "story" });
     host.classList.add("live-awake");
   } catch (error) {
+    const line = host.querySelector(".live-model");  // from here another model can be chosen
     host.replaceChildren(...still);                  // the picture is better than nothing
     host.append(Object.assign(document.createElement("p"), { className: "live-count",
-      textContent: `This part stays a picture: ${error.message}` }));
+      textContent: `This part stays a picture: ${error.message} ` }));
+    const again = Object.assign(document.createElement("button"), { type: "button",
+      textContent: "Try again", onclick: () => { host.replaceChildren(...still); wake(host); } });
+    host.lastChild.append(again);
+    if (line) host.append(line);
   }
 }
 

@@ -1,12 +1,12 @@
 /* The tokenizer: type, and see the tokens, their ids and bytes, and the merges that made them. */
-import { field, h, hex, modelLine, onModel, shown } from "./shell.js";
+import { field, h, hex, later, modelLine, onModel, refill, shown } from "./shell.js";
 
 export default function tokens(host, { text }) {
   const [label, box] = field("Your text", "textarea",
     { rows: 2, maxlength: 400, spellcheck: "false" });
   const count = h("p", { class: "live-count", role: "status" });
   const list = h("ol", { class: "live-tokens", "aria-label": "The tokens, in order" });
-  const story = h("div", { class: "live-story", "aria-live": "polite" });
+  const story = h("div", { class: "live-story" });
   let tokenizer, pieces = [], chosen = -1;
   box.value = text;
 
@@ -51,7 +51,7 @@ export default function tokens(host, { text }) {
     const s = (k, word) => `${k} ${word}${k === 1 ? "" : "s"}`;
     count.textContent =
       `${s(n.letters, "character")}, ${s(n.bytes, "byte")}, ${s(pieces.length, "token")}.`;
-    list.replaceChildren(...pieces.map(({ id }, i) => h("li", {},
+    refill(list, ...pieces.map(({ id }, i) => h("li", {},
       h("button", { type: "button", class: `live-token live-hue-${i % 5}`,
         onclick: () => choose(i) }, shown(tokenizer, id), h("small", {}, String(id))))));
     if (chosen < 0) {                                // begin with the longest piece
@@ -60,7 +60,7 @@ export default function tokens(host, { text }) {
     choose(Math.min(chosen, Math.max(0, pieces.length - 1)));
   }
 
-  box.addEventListener("input", draw);
+  box.addEventListener("input", later(draw, 120));
   host.replaceChildren(label, box, count, list, story, modelLine(host));
   return onModel((opened) => { tokenizer = opened.tokenizer; draw(); });
 }
