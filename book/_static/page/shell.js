@@ -28,7 +28,7 @@ export function shown(tokenizer, id) {
 
 export const hex = (byte) => byte.toString(16).padStart(2, "0");
 export const percent = (p) => (p >= 0.0995 ? `${Math.round(p * 100)}%`
-  : p >= 0.0005 ? `${(p * 100).toFixed(1)}%` : "under 0.1%");
+  : p >= 0.0005 ? `${(p * 100).toFixed(1)}%` : "<0.1%");
 
 /** A colour between nothing and full, readable in light and dark. share: 0 to 1. */
 export const shade = (share) => `color-mix(in srgb, var(--live-ink) ${Math.round(share * 100)}%,
