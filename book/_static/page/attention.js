@@ -69,22 +69,23 @@ export default function attention(host, { text }) {
     if (marked >= 0) pen.strokeRect(0.5, marked * cell + 0.5, T * cell - 1, cell - 1);
   }
 
-  function look() {
-    const row = rows[layer][head][reader], { tokenizer } = opened;
+  /** Show what a token reads: the chosen one, or for a moment the one under the pointer. */
+  function look(at = reader) {
+    const row = rows[layer][head][at], { tokenizer } = opened;
     [...words.querySelectorAll("button")].forEach((button, s) => {
-      button.style.background = s <= reader ? shade(row[s] * 0.45) : "";
-      button.classList.toggle("live-future", s > reader);
+      button.style.background = s <= at ? shade(row[s] * 0.45) : "";
+      button.classList.toggle("live-future", s > at);
       button.setAttribute("aria-pressed", String(s === reader));
     });
-    paint(grid, rows[layer][head], Math.max(8, Math.floor(480 / ids.length)), reader);
+    paint(grid, rows[layer][head], Math.max(8, Math.floor(480 / ids.length)), at);
     const best = [...row.keys()].sort((a, b) => row[b] - row[a]).slice(0, 3)
       .filter((s) => row[s] > 0.01)
       .map((s) => `${shown(tokenizer, ids[s])} (place ${s}) ${percent(row[s])}`);
-    says.textContent = `Layer ${layer + 1}, head ${head + 1}: ${shown(tokenizer, ids[reader])} ` +
-      `(place ${reader}) reads ${best.join(", ")}.` +
-      (reader < ids.length - 1 ? ` The ${ids.length - 1 - reader} after it are hidden.` : "") +
-      ` All heads together guess ${shown(tokenizer, next[reader].i)} next, ` +
-      `${percent(next[reader].p)}. ` + tooLong(opened, box.value, all) +
+    says.textContent = `Layer ${layer + 1}, head ${head + 1}: ${shown(tokenizer, ids[at])} ` +
+      `(place ${at}) reads ${best.join(", ")}.` +
+      (at < ids.length - 1 ? ` The ${ids.length - 1 - at} after it are hidden.` : "") +
+      ` All heads together guess ${shown(tokenizer, next[at].i)} next, ` +
+      `${percent(next[at].p)}. ` + tooLong(opened, box.value, all) +
       (all.length > MOST ? `Only the first ${MOST} tokens are drawn.` : "");
     grid.setAttribute("aria-label", `The weights of layer ${layer + 1}, head ${head + 1}: ` +
       "each row is a token that reads, each column one that is read; the future is hatched.");
@@ -109,7 +110,8 @@ export default function attention(host, { text }) {
     })));
     heads.style.setProperty("--live-columns", opened.model.cfg.n_head);
     refill(words, ...ids.map((id, t) => h("li", {}, h("button", { type: "button",
-      class: "live-token", onclick: () => { reader = t; look(); } },
+      class: "live-token", onclick: () => { reader = t; look(); }, onmouseenter: () => look(t),
+      onmouseleave: () => look() },
     shown(opened.tokenizer, id)))));
     choose(layer, head);
   }
