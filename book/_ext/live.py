@@ -40,8 +40,8 @@ class Widget(SphinxDirective):
         self.state.nested_parse(self.content, self.content_offset, caption)
         opened = f'<div class="live live-{kind}"{attributes(live=kind, text=text)}>'
         picture = raw(f"{opened}{still.PICTURES[kind](text)}</div>")
-        still_here = raw('<noscript><p class="live-count">With scripts this picture comes alive, '
-                         "and you can change its text.</p></noscript>")
+        still_here = raw('<noscript><p class="live-count">On the website, with scripts on, '
+                         "this picture is alive: you can change its text.</p></noscript>")
         return [nodes.container("", picture, still_here, caption, classes=["live-part-of-page"])]
 
 

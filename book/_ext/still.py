@@ -106,10 +106,12 @@ def machine(text: str) -> str:
 
 def sampler(text: str) -> str:
     _, tokenizer = opened()
+    chances = next_chances(tokenizer.prompt_ids(text))
+    widest = chances[0][1]                           # fills the line, as in the live part
     bars = "".join(
-        f'<li><code>{shown(i)}</code><span class="live-bar"><i class="live-after" '
-        f'style="width:{p * 100:.1f}%"></i></span><span class="live-percent">{p:.1%}</span></li>'
-        for i, p in next_chances(tokenizer.prompt_ids(text)))
+        f'<li><code>{shown(i)}</code><span class="live-bar"><i class="live-after" style="width:'
+        f'{p / widest * 100:.1f}%"></i></span><span class="live-percent">{p:.1%}</span></li>'
+        for i, p in chances)
     return f'<p class="live-text">{html.escape(text)}</p><ol class="live-bars">{bars}</ol>'
 
 
