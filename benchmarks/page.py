@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -12,20 +13,19 @@ from minigpt.page import write_golden
 
 from .measure import Options, Row
 
-SCRIPTS = Path(__file__).parent.parent / "tests" / "page"
-MODULES = Path(__file__).parent.parent / "book" / "node_modules" / "playwright-core"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-BROWSER_HERE = MODULES.exists() and any(map(shutil.which, BROWSERS))
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ROOT / "tests" / "page"
+sys.path.insert(0, str(ROOT / "book"))
+import check_site  # noqa: E402
 
 
 def milliseconds(script: str, golden: Path, rounds: int) -> list[float]:
     "Milliseconds a token of the greedy texts of the golden file, once a round."
-    browser = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), "")
     command = ["node", SCRIPTS / script, shipped_model(), golden]
     found = []
     for _ in range(rounds):
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300,
-                              env=os.environ | {"CHROMIUM": browser})
+                              env=os.environ | {"CHROMIUM": check_site.browser() or ""})
         result = json.loads(done.stdout)
         if result["wrong"]:
             raise AssertionError(f"{script}: {result['wrong'][0]}")
@@ -37,17 +37,16 @@ def measure(options: Options) -> list[Row]:
     "Milliseconds a token in Node and in a headless browser, with the same texts as PyTorch."
     model, tokenizer = load_model()
     size = count_parameters(model.cfg)["total"]
-    missing = "" if shutil.which("node") else "node"
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         golden = Path(folder) / "golden.json"
         write_golden(golden, model, tokenizer)
-        for place, script in (("Node", "node.mjs"), ("headless Chromium", "browser.mjs")):
-            if script == "browser.mjs" and not BROWSER_HERE:
-                missing = missing or "chromium or book/node_modules"
-            if missing:
+        for place, script, lack in (
+                ("Node", "node.mjs", "" if shutil.which("node") else "node is not here"),
+                ("headless Chromium", "browser.mjs", check_site.missing() or check_site.install())):
+            if lack:
                 rows.append(Row(f"the page's engine in {place}", None,
-                                note=f"not measured: {missing} is not here"))
+                                note=f"not measured: {lack}"))
                 continue
             ms = milliseconds(script, golden, 1 if options.quick else 5)
             rows.append(Row(f"the page's engine in {place}", ms[len(ms) // 2], "ms/token",

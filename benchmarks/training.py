@@ -90,17 +90,12 @@ def overhead(n_steps: int, rounds: int) -> Row:
         log = stack.enter_context(logs(folder, tensorboard=False))
         times = alternate({"bare": Bare(recipe, n_steps, "cpu"),
                            "loop": Logged(recipe, n_steps, "cpu", log)}, rounds)
-    more = statistics.median(b / a for a, b in zip(times["bare"], times["loop"])) - 1
-    return Row("the loop's own work: batches, schedule, log", 100 * more, "%", detail=times,
+    more = [100 * (loop / bare - 1) for bare, loop in zip(times["bare"], times["loop"])]
+    return Row("the loop's own work: batches, schedule, log", statistics.median(more), "%",
+               detail=times,
                note="of a step of the tinytown recipe on the CPU, beside the bare arithmetic of "
-                    f"one batch; median of {rounds} rounds, from "
-                    f"{100 * (min(map(ratio, zip(*times.values()))) - 1):.1f} to "
-                    f"{100 * (max(map(ratio, zip(*times.values()))) - 1):.1f}")
-
-
-def ratio(pair: tuple[float, float]) -> float:
-    "The second beside the first."
-    return pair[1] / pair[0]
+                    f"one batch; median of {rounds} rounds, "
+                    f"from {min(more):.1f} to {max(more):.1f}")
 
 
 def measure(options: Options) -> list[Row]:

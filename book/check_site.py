@@ -18,7 +18,9 @@ FETCHED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "vid
 LINKED = {"stylesheet", "icon", "preload", "modulepreload", "prefetch", "preconnect",
           "dns-prefetch", "manifest", "search"}
 BOOK = Path(__file__).resolve().parent
-BROWSERS = "chromium", "chromium-browser", "google-chrome"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome",
+            "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+            r"C:\Program Files\Google\Chrome\Application\chrome.exe")
 OLDEST_NODE = 18
 DIRECTIVE = re.compile(r"^\s*#\s*\|", re.M)
 

@@ -11,7 +11,6 @@ import json
 import os
 import posixpath
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import time
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
+import check_site
 import yaml
 from bs4 import BeautifulSoup
 
@@ -28,9 +28,6 @@ WORK = ROOT / "book" / "_build" / "pdf"
 TARGET = ROOT / "book" / "_build" / "minigpt.pdf"
 OLDEST = 131  # the first Chromium that prints what `@page` says about headers and footers
 SHORT = 16    # a listing of so many lines is not divided between two pages
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome",
-            "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-            r"C:\Program Files\Google\Chrome\Application\chrome.exe")
 FONTS = {"STIX": ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
          "Mono": ("DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique",
                   "DejaVuSansMono-BoldOblique")}
@@ -203,8 +200,7 @@ def whole_book(parts: list[tuple[str, list[str]]], config: dict, folder: str) ->
 # ---- printing -----------------------------------------------------------------------------------
 def browser() -> str:
     "A Chromium that is new enough."
-    wanted = os.environ.get("CHROMIUM")
-    found = next(filter(None, map(shutil.which, [wanted] if wanted else BROWSERS)), None)
+    wanted, found = os.environ.get("CHROMIUM"), check_site.browser()
     if not found:
         raise PdfError(f"no Chromium or Chrome found{f' at {wanted}' if wanted else ''}: install "
                        "one, or set the variable CHROMIUM to its path")

@@ -11,9 +11,6 @@ from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.util.docutils import SphinxDirective
 
-SCRIPT = ("page/start.js", {"type": "module"})
-KINDS = ("number", "choice", "text")
-
 
 def attributes(**values: str) -> str:
     pairs = [(name, html.escape(value)) for name, value in values.items() if value]
@@ -143,6 +140,6 @@ def setup(app):
     app.add_directive("widget", Widget)
     app.add_directive("predict", Predict)
     app.add_directive("progress", Progress)
-    app.add_js_file(SCRIPT[0], **SCRIPT[1])
+    app.add_js_file("page/start.js", type="module")
     app.add_css_file("page/page.css")
     return {"parallel_read_safe": False, "parallel_write_safe": True}

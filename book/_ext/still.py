@@ -4,8 +4,8 @@ import html
 
 import torch
 
-from minigpt.attention import attend
 from minigpt.checkpoint import load_model, shipped_model
+from minigpt.page import attention_rows, greedy
 
 WEIGHTS = shipped_model() / "model.safetensors"
 N_BARS = 8
@@ -52,26 +52,18 @@ def tokens(text: str) -> str:
             f"{len(ids)} tokens.</p>")
 
 
-@torch.no_grad()
-def weights_of(ids: list[int], layer: int) -> torch.Tensor:      # (H, T, T)
-    "What each head of one layer reads."
-    model, _ = opened()
-    x, places = torch.tensor([ids]), torch.arange(len(ids))
-    x = model.position.embed(model.embedding(x), places)
-    rotation = model.position.rotation(places)
-    for block in model.blocks[:layer]:
-        x = block(x, rotation)
-    block = model.blocks[layer]
-    q, k, v = block.attention.project(block.attention_norm(x), rotation)
-    share = q.shape[1] // k.shape[1]
-    return attend(q, k.repeat_interleave(share, 1), v.repeat_interleave(share, 1))[1][0]
+def bars(rows: list[tuple[int, float, str]]) -> str:      # token, share of the line, what it says
+    return '<ol class="live-bars">' + "".join(
+        f'<li><code>{shown(token)}</code><span class="live-bar"><i class="live-after" '
+        f'style="width:{share * 100:.1f}%"></i></span><span class="live-percent">{says}</span></li>'
+        for token, share, says in rows) + "</ol>"
 
 
 def attention(text: str) -> str:
     model, tokenizer = opened()
     ids = tokenizer.prompt_ids(text)
     layer, head = min(2, model.cfg.n_layer - 1), min(2, model.cfg.n_head - 1)
-    weights = weights_of(ids, layer)[head].tolist()
+    weights = attention_rows(model, ids)[layer][head].tolist()
     cell, room = 18, 120
     size = room + cell * len(ids)
     drawn = [f'<svg viewBox="0 0 {size} {size}" width="{size}" role="img" aria-label="'
@@ -108,11 +100,8 @@ def sampler(text: str) -> str:
     _, tokenizer = opened()
     chances = next_chances(tokenizer.prompt_ids(text))
     widest = chances[0][1]                           # fills the line, as in the live part
-    bars = "".join(
-        f'<li><code>{shown(i)}</code><span class="live-bar"><i class="live-after" style="width:'
-        f'{p / widest * 100:.1f}%"></i></span><span class="live-percent">{p:.1%}</span></li>'
-        for i, p in chances)
-    return f'<p class="live-text">{html.escape(text)}</p><ol class="live-bars">{bars}</ol>'
+    rows = [(i, p / widest, f"{p:.1%}") for i, p in chances]
+    return f'<p class="live-text">{html.escape(text)}</p>{bars(rows)}'
 
 
 @torch.no_grad()
@@ -122,21 +111,17 @@ def kin(text: str) -> str:
     likeness = torch.cosine_similarity(table[token], table, dim=-1)
     likeness[token] = -1
     best = likeness.topk(N_BARS)
-    bars = "".join(
-        f'<li><code>{shown(i)}</code><span class="live-bar"><i class="live-after" '
-        f'style="width:{c * 100:.1f}%"></i></span><span class="live-percent">{c:.2f}</span></li>'
-        for i, c in zip(best.indices.tolist(), best.values.tolist()))
-    return f'<p class="live-text">{html.escape(text)}</p><ol class="live-bars">{bars}</ol>'
+    rows = [(i, c, f"{c:.2f}") for i, c in zip(best.indices.tolist(), best.values.tolist())]
+    return f'<p class="live-text">{html.escape(text)}</p>{bars(rows)}'
 
 
-@functools.cache
 def continuation(text: str, n: int) -> tuple[list[int], list[int]]:
-    "The prompt's ids, and the n likeliest that follow one after another."
-    _, tokenizer = opened()
-    ids, made = tokenizer.prompt_ids(text), []
-    while len(made) < n and tokenizer.end_of_text not in made:
-        made.append(next_chances(ids + made)[0][0])
-    return ids, made
+    "The prompt's ids, and the n likeliest that follow one after another, the end included."
+    model, tokenizer = opened()
+    ids = tokenizer.prompt_ids(text)
+    made = greedy(model, ids, n)
+    end = made.index(tokenizer.end_of_text) + 1 if tokenizer.end_of_text in made else n
+    return ids, made[:end]
 
 
 def story(text: str) -> str:

@@ -154,8 +154,9 @@ export default function sampler(host, { text, simple, auto }) {
     if (!opened) return;
     drawWords();
     const open = simple ? "" : drawBars();
-    const note = tooLong(opened, box.value, prompt);
-    if (!timer) says.textContent = `${note}${message ?? (ended() ? "" : open)}`;
+    if (!timer) {
+      says.textContent = tooLong(opened, box.value, prompt) + (message ?? (ended() ? "" : open));
+    }
     count.textContent = made.length ? `${made.length} token${made.length === 1 ? "" : "s"} ` +
       `written, ${wait.toFixed(1)} ms for the last.` : "";
   }
