@@ -34,7 +34,8 @@ class Steps:
     def __init__(self, recipe: Recipe, n_steps: int, device: str, compiled: bool = False):
         cfg = recipe.model
         tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, 500_000, dtype=np.uint16)
-        recipe = replace(recipe, vocab_size=cfg.vocab_size)
+        # random tokens teach nothing: rates at which nothing can diverge
+        recipe = replace(recipe, vocab_size=cfg.vocab_size, lr=1e-8, adamw_lr=1e-8)
         self.model, self.optimizers = build(recipe, World(device=device))
         model = torch.compile(self.model) if compiled else self.model
         self.batches = Batches(tokens, recipe.batch_size, cfg.context_length)

@@ -232,7 +232,7 @@ def plan_command(args: argparse.Namespace) -> None:
     print(f"{size:,} parameters: {cfg.n_layer} layers, width {cfg.d_model}\n"
           f"{recipe.steps:,} steps of {recipe.batch_size} windows, "
           f"{recipe.steps * n_tokens:,} tokens\n"
-          f"rates {recipe.lr} (Muon) and {recipe.adamw_lr} (AdamW)")
+          f"rates {recipe.lr:.3g} (Muon) and {recipe.adamw_lr:.3g} (AdamW)")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_recipe(out, recipe)
     print(f'wrote {out}; train it with: minigpt train --recipe "{out}" --out runs/mine')

@@ -353,13 +353,14 @@ class Batches:
         batch_size: int,           # B: windows in a batch
         context_length: int,       # T: tokens in a window
         seed: int = 0,             # another seed, another order
+        end_of_text: int | None = None,     # the marker; short documents then begin their windows
     ):
         if len(tokens) <= context_length:
             raise ValueError(f"the text has {len(tokens)} tokens, too few for one window of "
                              f"context_length={context_length} and the token after it; "
                              "give more text or a shorter context")
         self.tokens, self.batch_size, self.seed = tokens, batch_size, seed
-        self.context_length = context_length
+        self.context_length, self.end_of_text = context_length, end_of_text
         self.n_windows = max(1, (len(tokens) - 1) // context_length - 1)
 
     def starts(
@@ -378,10 +379,24 @@ class Batches:
             starts[here] = window * self.context_length + offset
         return starts
 
+    def window(
+        self,
+        start: int,         # a place in the row
+    ) -> np.ndarray:        # (T+1,) token ids
+        "The window there, or from the next marker on if the document behind that fits into it."
+        T = self.context_length
+        if self.end_of_text is None:
+            return read_row(self.tokens, start, T + 1)
+        row = read_row(self.tokens, start, min(2 * T + 1, len(self.tokens) - start))
+        marks = np.flatnonzero(row[:-T] == self.end_of_text)
+        fits = len(marks) and self.end_of_text in row[marks[0] + 1:marks[0] + T + 1]
+        begin = marks[0] if fits else 0
+        return row[begin:begin + T + 1]
+
     def __getitem__(
         self,
         n: int,                         # which batch, from 0; there is always a next one
     ) -> Tensor:                        # (B, T+1) int64 windows; shift() makes inputs and targets
         "Batch number n."
-        rows = [read_row(self.tokens, s, self.context_length + 1) for s in self.starts(n).tolist()]
+        rows = [self.window(start) for start in self.starts(n).tolist()]
         return torch.from_numpy(np.stack(rows).astype(np.int64))

@@ -41,17 +41,18 @@ class Recipe:
     "Everything that decides what a run learns: the same recipe gives the same losses."
     data: str = "tinytown"          # "tinytown", "stdlib", or a path to a file or folder
     megabytes: float = 36.0         # text to make, 1e6 bytes; a path of yours is read whole
+    practice: float = 0.2           # Tinytown: how far training evens out the kinds' shares
     vocab_size: int = 3072          # V wanted; a short text gives fewer, and the model follows
     model: ModelConfig = field(default_factory=lambda: ModelConfig(
-        d_model=160, n_head=4, n_kv_head=2, d_ff=432))
-    steps: int = 2600               # optimizer steps
+        3072, d_model=160, n_head=4, n_kv_head=2, d_ff=432, qk_norm=True))
+    steps: int = 4000               # optimizer steps
     batch_size: int = 8             # windows in a step
     n_micro: int = 1                # parts that a batch is cut into, to save memory
-    lr: float = 0.02                # Muon's peak rate
-    adamw_lr: float = 0.01          # AdamW's peak rate
+    lr: float = 0.008               # Muon's peak rate
+    adamw_lr: float = 0.02          # AdamW's peak rate
     weight_decay: float = 0.02      # Muon's
     warmup: float = 0.02            # share of the steps
-    cooldown: float = 0.5           # share of the steps
+    cooldown: float = 0.8           # share of the steps
     max_grad_norm: float = 1.0      # longer gradients are shortened
     precision: str = "float32"      # of the products; "bfloat16" is for GPUs
     seed: int = 0                   # of the weights, the town and the order of the data
@@ -86,8 +87,8 @@ def documents_of(
     n_bytes = int(recipe.megabytes * 1e6)
     if recipe.data == "tinytown":
         size = max(20_000, n_bytes // 50) if held_out else n_bytes
-        seed = recipe.seed + 1_000_003 * held_out
-        return (d.text for d in Tinytown(recipe.seed).corpus(size, seed=seed))
+        seed, practice = recipe.seed + 1_000_003 * held_out, recipe.practice * (not held_out)
+        return (d.text for d in Tinytown(recipe.seed).corpus(size, seed, practice))
     if recipe.data == "stdlib":
         return split_stream(lambda: stdlib_text(n_bytes), held_out)
     if recipe.data.startswith("datasets:"):
@@ -144,27 +145,28 @@ def steps_for(
     return max(1, int(minutes * 60 / ((time.perf_counter() - start) / n_trial)))
 
 # %% ../nbs/47_recipe.ipynb #plan
-SIZES = ((2, 96, 2), (4, 128, 4), (4, 160, 4), (6, 256, 4), (6, 384, 6), (8, 512, 8),
-         (12, 768, 12))       # layers, width, heads
+SIZES = ((2, 96, 2, 8), (4, 128, 4, 8), (4, 160, 4, 8), (6, 256, 4, 16), (6, 384, 6, 16),
+         (8, 512, 8, 16), (12, 768, 12, 16))       # layers, width, heads, windows in a step
 
 
 def plan(
     minutes: float,                     # that the training steps may take on this machine
     base: Recipe = RECIPES["tinytown"],
-    tokens_per_weight: float = 3.0,     # to learn from, at least; the shipped recipe has 3.3
+    tokens_per_weight: float = 3.0,     # to learn from, at least; the shipped recipe has 5.0
     world: World = ALONE,               # where it will train
 ) -> Recipe:
     "Try sizes from small to large for a few steps each; the largest that still sees enough text."
     tokens = np.random.default_rng(0).integers(0, base.vocab_size, 50_000, dtype=np.uint16)
     chosen = None
-    for n_layer, d_model, n_head in SIZES:
+    for n_layer, d_model, n_head, batch_size in SIZES:
         model = replace(base.model, n_layer=n_layer, d_model=d_model, n_head=n_head,
                         n_kv_head=n_head // 2, d_ff=round(d_model * 8 / 3 / 16) * 16,
                         vocab_size=base.vocab_size)
-        recipe = replace(base, model=model)
-        batches = Batches(tokens, base.batch_size, model.context_length)
+        recipe = replace(base, model=model, batch_size=batch_size,
+                         adamw_lr=base.adamw_lr * min(1.0, base.model.d_model / d_model))
+        batches = Batches(tokens, batch_size, model.context_length)
         recipe = replace(recipe, steps=steps_for(recipe, batches, minutes, 2, world))
-        n_tokens = recipe.steps * recipe.batch_size * model.context_length
+        n_tokens = recipe.steps * batch_size * model.context_length
         if chosen and n_tokens < tokens_per_weight * count_parameters(model)["total"]:
             break
         chosen = recipe
@@ -190,7 +192,8 @@ def prepare(
 ) -> Recipe:                      # with the vocabulary and the steps that it really gets
     "Make the tokenizer and the token files of a run, and write the recipe down last."
     folder = Path(folder)
-    tokenizer = train_tokenizer(text_for_tokenizer(documents_of(recipe)), recipe.vocab_size)
+    as_it_is = replace(recipe, practice=0.0)         # words are learned from the town's own mix
+    tokenizer = train_tokenizer(text_for_tokenizer(documents_of(as_it_is)), recipe.vocab_size)
     recipe = replace(recipe, vocab_size=tokenizer.vocab_size,
                      model=replace(recipe.model, vocab_size=tokenizer.vocab_size))
     new = not folder.exists()
@@ -321,12 +324,14 @@ def run(
         raise ValueError(f"batch_size={recipe.batch_size} is less than the {world.size} processes; "
                          "start fewer, or choose a larger batch")
     with only_run(folder) if world.is_first else nullcontext():
+        tokenizer = Tokenizer.load(folder / "tokenizer.json")
         batches = Batches(load_tokens(folder / "train.npy"), recipe.batch_size,
-                          recipe.model.context_length, recipe.seed)
-        held_out = load_tokens(folder / "validation.npy")
+                          recipe.model.context_length, recipe.seed, tokenizer.end_of_text)
         model, optimizers = build(recipe, world, how)
         trained = replicate(model) if world.size > 1 and how == "replicate" else model
         trained = torch.compile(trained) if compiled else trained
+        look = partial(evaluate, model, load_tokens(folder / "validation.npy"),
+                       recipe.model.context_length, end_of_text=tokenizer.end_of_text)
         done = saved = n_tokens = 0
         if checkpoints_in(folder):
             done = saved = load_checkpoint(checkpoints_in(folder)[-1], model, optimizers)["step"]
@@ -345,7 +350,7 @@ def run(
                     done, last, validation = step.n, step.n == recipe.steps, None
                     n_tokens += step.n_tokens
                     if last or done % evaluate_every == 0:
-                        validation = evaluate(model, held_out, recipe.model.context_length)
+                        validation = look()
                     seconds = time.perf_counter() - start
                     report = Report(step, recipe.steps, validation, seconds, n_tokens / seconds)
                     saves = last or done % save_every == 0
@@ -363,7 +368,6 @@ def run(
                 raise TrainingDiverged(f"{e} ({kept})") from e
         if done == recipe.steps:
             if validation is None:
-                validation = evaluate(model, held_out, recipe.model.context_length)
-            tokenizer = Tokenizer.load(folder / "tokenizer.json")
+                validation = look()
             save_model(folder, model, tokenizer,
                        {"recipe": asdict(recipe), "validation": validation})

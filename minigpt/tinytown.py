@@ -1315,10 +1315,12 @@ class Tinytown:
         self,
         chooser: Chooser,         # makes the choices, and keeps them
         kind: str | None = None,  # one of KINDS; None lets the chooser choose
+        practice: float = 0.0,    # how far the shares of the kinds are evened out, from 0 to 1
     ) -> Document:
         "Write one document with the choices of `chooser`."
         if kind is None:
-            kind = chooser.choose(list(KINDS), [share for _, share in KINDS.values()])
+            kind = chooser.choose(list(KINDS), [(1 - practice) * share + practice / len(KINDS)
+                                                for _, share in KINDS.values()])
         elif kind not in KINDS:
             raise ValueError(f"kind={kind!r} is not a kind of document; use {', '.join(KINDS)}")
         subject = self._facts[chooser.choose(list(self._facts))]
@@ -1329,19 +1331,23 @@ class Tinytown:
         self,
         rng: random.Random,
         kind: str | None = None,  # one of KINDS; None draws one, which costs bits too
+        practice: float = 0.0,    # 0: by their shares; 1: all kinds are equally likely
     ) -> Document:
         "Write one document."
-        return self.compose(Chooser(rng), kind)
+        return self.compose(Chooser(rng), kind, practice)
 
     def corpus(
         self,
         n_bytes: int,             # stop when the texts reach this many bytes of UTF-8
         seed: int = 0,            # another seed gives other documents of the same town
+        practice: float = 0.0,    # more of the rare kinds: 1 makes all kinds equally likely
     ) -> Iterator[Document]:
         "Write document after document; the last one is whole, so the sum is a little more."
+        if not 0 <= practice <= 1:
+            raise ValueError(f"practice={practice} must lie between 0 (the town's own shares) and 1")
         rng = random.Random(seed)
         while n_bytes > 0:
-            document = self.document(rng)
+            document = self.document(rng, practice=practice)
             yield document
             n_bytes -= len(document.text.encode())
 

@@ -132,6 +132,7 @@ def evaluate(
     context_length: int,           # T: the text is read in windows of this length
     max_windows: int = 64,         # windows to read at most, from the start
     batch_size: int = 16,          # windows at a time
+    end_of_text: int | None = None,     # the marker, if `Batches` has it: the same kind of windows
 ) -> float:                        # nats a token
     "Mean loss over the same windows each time, so that two numbers can be compared."
     T, device = context_length, next(model.parameters()).device
@@ -139,7 +140,8 @@ def evaluate(
         raise ValueError(f"cannot evaluate on {len(tokens)} tokens; give more validation text")
     T = min(T, len(tokens) - 1)
     n_windows = min(max_windows, (len(tokens) - 1) // T)
-    rows = np.stack([tokens[i * T:i * T + T + 1] for i in range(n_windows)]).astype(np.int64)
+    window = Batches(tokens, 1, T, end_of_text=end_of_text).window
+    rows = np.stack([window(i * T) for i in range(n_windows)]).astype(np.int64)
     total = 0.0
     for part in torch.from_numpy(rows).split(batch_size):
         inputs, targets = shift(part.to(device))

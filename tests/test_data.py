@@ -72,6 +72,23 @@ def test_each_epoch_asks_for_every_token_but_a_few_at_the_ends():
         assert asked >= set(range(50, 900))
 
 
+@settings(max_examples=100)
+@given(st.lists(st.integers(0, 30), min_size=3, max_size=40), st.integers(1, 24), seeds)
+def test_short_documents_begin_their_windows_and_long_ones_are_read_as_they_lie(sizes, T, seed):
+    texts = [np.arange(1, size + 1) for size in sizes]                  # 0 marks their borders
+    tokens = np.concatenate([[0], *(np.append(text, 0) for text in texts)])
+    if len(tokens) <= T:
+        return
+    plain, moved = Batches(tokens, 4, T, seed), Batches(tokens, 4, T, seed, end_of_text=0)
+    for n in range(3):
+        for start, row in zip(plain.starts(n), moved[n].numpy()):
+            marks = [m for m in np.flatnonzero(tokens == 0) if m >= start]
+            fits = len(marks) > 1 and marks[1] - marks[0] <= T
+            begin = marks[0] if fits and marks[0] <= start + T else start
+            begin = begin if begin + T < len(tokens) else start          # never beyond the end
+            assert np.array_equal(row, tokens[begin:begin + T + 1])
+
+
 def test_nobody_walks_through_endless_batches():
     with pytest.raises(TypeError):
         list(Batches(np.arange(100), 2, 8))
