@@ -19,7 +19,7 @@ from minigpt.training import accumulate_gradients, train
 from .machine import MatmulPeak
 from .measure import Options, Row, alternate
 
-TEN_MILLION = replace(RECIPES["tinytown"], batch_size=16, model=ModelConfig(
+TEN_MILLION = replace(RECIPES["tinytown"], batch_size=24, model=ModelConfig(
     n_layer=6, n_head=6, n_kv_head=2, d_model=384, d_ff=1024))
 
 

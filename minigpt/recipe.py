@@ -73,7 +73,7 @@ class Recipe:
 # %% ../nbs/47_recipe.ipynb #recipes
 RECIPES = {
     "tinytown": Recipe(),
-    "small": Recipe(megabytes=2.0, vocab_size=1024, steps=200,
+    "small": Recipe(megabytes=2.0, vocab_size=1024, steps=200, lr=0.02, adamw_lr=0.03,
                     model=ModelConfig(n_layer=2, d_model=96, n_head=3, n_kv_head=3, d_ff=256,
                                       context_length=128)),
 }
@@ -145,8 +145,8 @@ def steps_for(
     return max(1, int(minutes * 60 / ((time.perf_counter() - start) / n_trial)))
 
 # %% ../nbs/47_recipe.ipynb #plan
-SIZES = ((2, 96, 2, 8), (4, 128, 4, 8), (4, 160, 4, 8), (6, 256, 4, 16), (6, 384, 6, 16),
-         (8, 512, 8, 16), (12, 768, 12, 16))       # layers, width, heads, windows in a step
+SIZES = ((2, 96, 2, 8), (4, 128, 4, 8), (4, 160, 4, 8), (6, 256, 4, 16), (6, 384, 6, 24),
+         (8, 512, 8, 24), (12, 768, 12, 24))       # layers, width, heads, windows in a step
 
 
 def plan(
