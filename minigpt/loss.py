@@ -11,6 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 # %% ../nbs/40_loss.ipynb #shift
 def shift(
@@ -22,12 +23,17 @@ def shift(
 # %% ../nbs/40_loss.ipynb #ignore
 IGNORE = -100      # a target with this id counts for nothing, as in PyTorch
 
-# %% ../nbs/40_loss.ipynb #check-cross-entropy
+# %% ../nbs/40_loss.ipynb #said-minus-true
 class SaidMinusTrue(torch.autograd.Function):
     "The sum of surprises. Its gradient, what was said minus what was true, is made on the way."
 
     @staticmethod
-    def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: FunctionCtx,      # keeps the gradient until it is asked for
+        logits: Tensor,        # (N, V)
+        targets: Tensor,       # (N,) int64, IGNORE where none counts
+    ) -> Tensor:               # () nats
+        "Add up the surprises, and turn the chances into the gradient."
         counted, true = targets != IGNORE, targets.clamp(min=0)[:, None]
         said = logits.softmax(dim=-1)                                        # (N, V)
         behind = logits.amax(dim=-1) - logits.gather(1, true)[:, 0]          # 0 at the likeliest
@@ -39,11 +45,15 @@ class SaidMinusTrue(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, scale: Tensor) -> tuple[Tensor, None]:
+    def backward(
+        ctx: FunctionCtx,
+        scale: Tensor,                   # () how much the sum counts in what came after it
+    ) -> tuple[Tensor, None]:            # (N, V) gradient of the logits; the targets have none
+        "Hand over the gradient."
         gradient, ctx.gradient = ctx.gradient, None          # used up: there is no second time
         return gradient.mul_(scale), None
 
-# %% ../nbs/40_loss.ipynb #1b0bf835
+# %% ../nbs/40_loss.ipynb #cross-entropy
 def cross_entropy(
     logits: Tensor,                 # (..., V) scores for the next token
     targets: Tensor,                # (...) int64 true next tokens, IGNORE where none counts

@@ -1344,7 +1344,7 @@ class Tinytown:
     ) -> Iterator[Document]:
         "Write document after document; the last one is whole, so the sum is a little more."
         if not 0 <= practice <= 1:
-            raise ValueError(f"practice={practice} must lie between 0 (the town's own shares) and 1")
+            raise ValueError(f"practice={practice} must lie between 0 (the town's shares) and 1")
         rng = random.Random(seed)
         while n_bytes > 0:
             document = self.document(rng, practice=practice)
