@@ -29,7 +29,7 @@ test: setup ## every check: notebooks in step and clean, lint, every notebook ru
 	@$(PY) book/verify.py
 
 sync: setup ## carry text twins into the notebooks, clean those, export them into the package
-	@$(PY) book/twins.py && .venv/bin/nbdev_clean && .venv/bin/nbdev_export
+	@$(PY) book/twins.py && $(PY) book/export.py
 
 serve-book: setup ## show the book while it is being edited
 	@$(PY) book/serve.py
