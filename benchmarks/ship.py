@@ -7,6 +7,7 @@ import json
 import math
 import platform
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -14,24 +15,56 @@ import torch
 
 from minigpt.checkpoint import load_model, shipped_model
 from minigpt.config import count_parameters
-from minigpt.inference import complete
+from minigpt.inference import complete_batch
 from minigpt.loss import document_loss
 from minigpt.recipe import read_recipe
 from minigpt.sampling import temperature
-from minigpt.tinytown import Tinytown
+from minigpt.tinytown import DOES_NOT_SAY, KINDS, Question, Tinytown
 
 UNSEEN = 424_242      # a seed that neither training nor validation uses
 
 
-def share_right(model, tokenizer, town: Tinytown, held_out: bool, n: int) -> float:
-    "Share of a sample of questions that the model answers right, greedily."
-    questions = town.questions(held_out)
-    random.Random(UNSEEN).shuffle(questions)
-    right = 0
-    for q in questions[:n]:
-        reply = "".join(complete(model, tokenizer, q.prompt, 40, [temperature(0)], stop=["\n"]))
-        right += q.is_correct(reply)
-    return right / n
+def replies(model, tokenizer, prompts: list[str], max_tokens: int = 40) -> list[str]:
+    "The likeliest line after each prompt."
+    said = []
+    for i in range(0, len(prompts), 32):
+        said += complete_batch(model, tokenizer, prompts[i:i + 32], max_tokens, [temperature(0)],
+                               stop=["\n"])
+    return [completion.text for completion in said]
+
+
+def share_right(model, tokenizer, questions: list[Question]) -> float:
+    "Share of the questions that the model answers right, greedily."
+    said = replies(model, tokenizer, [q.prompt for q in questions])
+    return sum(q.is_correct(reply) for q, reply in zip(questions, said)) / len(questions)
+
+
+def reading(model, tokenizer, town: Tinytown, n: int = 500, seed: int = UNSEEN) -> dict:
+    "How well it reads notes about people whom it never saw, in words that it never saw."
+    facts = {}
+    for kind, name in (("told", "about strangers"), ("pretend", "against the town's truth"),
+                       ("untold", "where the note does not say"), ("absent", "about the absent")):
+        questions = town.newcomers(n, kind, seed)
+        said = replies(model, tokenizer, [q.prompt for q in questions])
+        facts[f"right by the note, {name}"] = sum(
+            q.is_correct(reply) for q, reply in zip(questions, said)) / n
+        if kind in ("told", "pretend"):
+            facts[f"\"does not say\" though it does, {name}"] = sum(
+                DOES_NOT_SAY in reply for reply in said) / n
+    return facts
+
+
+def sums_right(model, tokenizer, town: Tinytown, n: int = 300, seed: int = UNSEEN) -> float:
+    "Share of new small sums that it finishes right."
+    rng, prompts, results = random.Random(seed), [], []
+    while len(prompts) < n:
+        text = town.document(rng, "sums").text
+        for found in re.finditer(r"\d+ [+-] \d+ =( \d+)", text):
+            prompts.append(text[:found.start(1)])
+            results.append(found[1].strip())
+    said = replies(model, tokenizer, prompts[:n], 4)
+    return sum((re.findall(r"\d+", reply) or [""])[0] == result
+               for reply, result in zip(said, results)) / n
 
 
 def measure(folder: Path) -> dict:
@@ -43,10 +76,14 @@ def measure(folder: Path) -> dict:
     seconds = sum(a["seconds"] for a, b in zip(log, log[1:] + [{"seconds": -1}])
                   if b["seconds"] < a["seconds"])
     town = Tinytown(recipe.seed)
+    known, held_out = (random.Random(UNSEEN).sample(town.questions(held), 704)
+                       for held in (False, True))
     documents = [d for _, d in zip(range(1000), town.corpus(10**8, seed=UNSEEN))]
     ids = [tokenizer.encode(d.text) for d in documents]
-    bits = document_loss(model, ids, tokenizer.end_of_text).sum().item() / math.log(2)
-    floor = sum(d.bits for d in documents)
+    bits = document_loss(model, ids, tokenizer.end_of_text) / math.log(2)
+    over = {kind: [(b, d.bits) for b, d in zip(bits.tolist(), documents) if d.kind == kind]
+            for kind in KINDS}
+    bits, floor = bits.sum().item(), sum(d.bits for d in documents)
     return {
         "recipe": "tinytown",
         "seed": recipe.seed,
@@ -62,8 +99,13 @@ def measure(folder: Path) -> dict:
         "held_out_bits a document": round(bits / len(documents), 2),
         "floor_bits a document": round(floor / len(documents), 2),
         "held_out_bits / floor_bits": round(bits / floor, 4),
-        "right answers, held-out phrasings": share_right(model, tokenizer, town, True, 704),
-        "right answers, known phrasings": share_right(model, tokenizer, town, False, 704),
+        "bits above the floor a document, by kind": {
+            kind: round(sum(b - f for b, f in pairs) / len(pairs), 2)
+            for kind, pairs in over.items()},
+        "right answers, held-out phrasings": share_right(model, tokenizer, held_out),
+        "right answers, known phrasings": share_right(model, tokenizer, known),
+        **reading(model, tokenizer, town),
+        "sums right": sums_right(model, tokenizer, town),
         "curve": [(row["step"], round(row["validation"], 4)) for row in log if "validation" in row],
     }
 

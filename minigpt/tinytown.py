@@ -9,17 +9,19 @@ import json
 import math
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 # %% auto #0
-__all__ = ['HOLE', 'NAMES', 'JOBS', 'PETS', 'FACTS', 'WORDS', 'MORNINGS', 'PORTRAIT_OPENINGS', 'PORTRAIT_FACTS',
+__all__ = ['HOLE', 'NAMES', 'NEWCOMERS', 'JOBS', 'PETS', 'FACTS', 'WORDS', 'MORNINGS', 'PORTRAIT_OPENINGS', 'PORTRAIT_FACTS',
            'PORTRAIT_CLOSINGS', 'TALE_ONCE', 'TALE_ONE_DAY', 'TALE_TODAY', 'ASIDES', 'TALES', 'DIALOGUE_OPENINGS',
            'DIALOGUES', 'DIALOGUE_GOODBYES', 'QUESTIONS', 'SHORT_ANSWERS', 'ANSWERS', 'CANDIDATES', 'SUMS', 'NOTE_KEYS',
-           'MESSAGES', 'KINDS', 'DEALT', 'Chooser', 'with_article', 's_form', 'ing_form', 'count', 'lines', 'table',
-           'word_lists', 'sections', 'Person', 'Document', 'Question', 'Scene', 'portrait', 'tale', 'dialogue',
-           'question_about', 'questions', 'sums', 'note', 'shuffled', 'Tinytown']
+           'MESSAGES', 'ARRIVALS', 'PRETENCES', 'NOTE_FACTS', 'UNTOLD', 'DOES_NOT_SAY', 'EVERYBODY', 'PARTS', 'HEADS',
+           'TAILS', 'TAIL_SHARES', 'SPELLED', 'PRONOUNS', 'FULL', 'LAYOUTS', 'ASKED', 'KINDS', 'DEALT', 'Chooser',
+           'with_article', 's_form', 'ing_form', 'count', 'lines', 'table', 'word_lists', 'sections', 'pronoun_for',
+           'blend', 'Person', 'Document', 'Question', 'Scene', 'portrait', 'tale', 'dialogue', 'question_about',
+           'questions', 'sums', 'note', 'Note', 'newcomers', 'shuffled', 'Tinytown']
 
 # %% ../nbs/20_tinytown.ipynb #chooser
 # A document's bits are exact: -log2 of the probability that its choices are drawn. They are also
@@ -147,6 +149,30 @@ pet: Acorn, Biscuit, Bramble, Bubbles, Button, Captain, Cinnamon, Cocoa, Comet, 
     Plum, Pogo, Popcorn, Pudding, Puddle, Radish, Raisin, Ripple, Rocket, Rusty, Scamper, Scout,
     Sesame, Shadow, Skipper, Smudge, Snowball, Socks, Speckle, Sprout, Squeak, Sunny, Taffy,
     Thimble, Toffee, Truffle, Tumble, Turnip, Twig, Waffles, Whiskers, Widget, Zigzag
+""")
+
+# %% ../nbs/20_tinytown.ipynb #newcomers
+# Names for people who come to town in one document and are never heard of again.
+NEWCOMERS = word_lists("""
+she: Adela, Agnes, Aisha, Alice, Alina, Anita, Anna, Anya, Astrid, Aude, Audrey, Beata, Berta,
+    Bianca, Carla, Carmen, Celia, Chiara, Chloe, Dana, Daria, Delia, Diana, Donna, Edda, Eileen,
+    Elena, Eliza, Ella, Emma, Enid, Erika, Esther, Eva, Farida, Frida, Gemma, Gerda, Gloria, Hedda,
+    Heidi, Helena, Hilda, Ida, Ilse, Imani, Indira, Inga, Irene, Irma, Isabel, Jana, Jenny, Judith,
+    Keiko, Laila, Lara, Laura, Lea, Lidia, Lina, Lisa, Lotte, Louisa, Lydia, Magda, Margo, Maria,
+    Marina, Marta, Meera, Melina, Mia, Mila, Mira, Miriam, Molly, Monica, Nadia, Naomi, Nelly,
+    Odette, Pamela, Phoebe, Rachel, Ramona, Renata, Robin, Sabine, Salma, Sandra, Sara, Selma,
+    Signe, Silvia, Simone, Stella, Susan, Tamara, Tanya, Teresa, Thea, Tina, Ulla, Uma, Verena,
+    Vivian, Wilma, Xenia, Yasmin, Ylva, Zara, Zoe, Zora
+he: Aaron, Adam, Adrian, Ahmed, Alan, Aldo, Alfred, Ali, Andre, Anton, Arjun, Arthur, Axel,
+    Bilal, Brian, Callum, Cecil, Claude, Colin, Conrad, Cosmo, Damian, Daniel, Dario, David, Dennis,
+    Derek, Duncan, Edwin, Elias, Elliot, Enzo, Eric, Ernest, Ethan, Eugene, Fabian, Farid, Filip,
+    Franz, Gerard, Gideon, Gregor, Gustav, Hakim, Hamid, Hans, Harold, Harry, Hassan, Hector, Hiro,
+    Horace, Hubert, Ian, Idris, Ingmar, Ismael, Jacob, Jamal, Jasper, Javier, Jens, Joel, Johan,
+    Joseph, Julian, Karim, Karl, Keith, Klaus, Laszlo, Leon, Levi, Liam, Lionel, Louis, Luca, Lukas,
+    Malik, Manuel, Marco, Marcel, Marius, Martin, Mateo, Miguel, Mohan, Morris, Murat, Nathan,
+    Niels, Nils, Olaf, Oscar, Oswald, Owen, Pascal, Pedro, Percy, Philip, Piet, Ramon, Rashid, Raul,
+    Reuben, Robert, Roland, Roman, Rory, Rudolf, Rupert, Samir, Samuel, Sanjay, Silas, Stefan, Sven,
+    Tariq, Tobias, Tomas, Ulrich, Vadim, Vikram, Wendel, Werner, Xavier, Yann, Yasin, Zoltan
 """)
 
 # %% ../nbs/20_tinytown.ipynb #jobs
@@ -1011,7 +1037,8 @@ SHORT_ANSWERS = {
 ANSWERS = {relation: slots[2][0] for relation, slots in QUESTIONS.items()}
 CANDIDATES = FACTS | {
     "job": tuple(JOBS), "pet": tuple(PETS), "pet_name": NAMES["pet"],
-    "friend": NAMES["she"] + NAMES["he"], "owner": NAMES["she"] + NAMES["he"],
+    "friend": NAMES["she"] + NAMES["he"] + NEWCOMERS["she"] + NEWCOMERS["he"],
+    "owner": NAMES["she"] + NAMES["he"] + NEWCOMERS["she"] + NEWCOMERS["he"],
 }
 
 # %% ../nbs/20_tinytown.ipynb #sums
@@ -1048,7 +1075,114 @@ MESSAGES = lines("""
     Would you like <treasure>, or rather <a thing>? Tell me <hour>.
 """)
 
+# %% ../nbs/20_tinytown.ipynb #arrivals
+# A note about newcomers, or one that pretends something about people of the town.
+ARRIVALS = lines("""
+    {name} is new in Tinytown.
+    Say hello to {name}, who has just arrived.
+    {name} came to town on <weekday> with <a thing>.
+    Today the town hall wrote down a new name: {name}.
+    Please welcome {name}, <a trait> newcomer.
+    <A trait> traveller called {name} has moved to Tinytown.
+    {name} got off the train with <a thing>.
+    The newcomer with <a look> suitcase is called {name}.
+""")
+PRETENCES = lines("""
+    Let us pretend that everything is different with {name}.
+    This is only a game, and in it {name} is somebody else.
+    In a play at the town hall {name} has a new part.
+    In this tale, and in no other, {name} leads another life.
+    Here is a joke about {name}, so do not believe a word of it.
+    For one day {name} wants to be somebody else.
+""")
+NOTE_FACTS = {title: slots[0] for title, slots in sections("""
+# job
+- {Who} is {a job}. / {Who} works as {a job}. / {Who} earns a living as {a job}.
+  {Whose} job is easy to guess: {he} is {a job}. / By trade {who} is {a job}.
+# home
+- {Who} lives on {home}. / {Whose} house stands on {home}. / {Who} has taken a room on {home}.
+  {Whose} home is on {home}. / You can visit {whom} on {home}.
+# pet
+- {Who} has {a pet}. / {Whose} pet is {a pet}. / {Who} keeps {a pet}. / {A pet} lives with {whom}.
+  {Who} looks after {a pet}.
+# pet_name
+- {Whose} {pet} is called {petname}. / {Who} named {his} {pet} {petname}.
+  {Petname} is the name of {whose} {pet}. / {Petname} the {pet} belongs to {whom}.
+  {Who} has {a pet} called {petname}.
+# food
+- {Who} likes to eat {food}. / {Whose} favourite food is {food}. / {Who} likes {food} best.
+  {Who} could eat {food} every day. / Nothing makes {whom} smile like {food}.
+# friend
+- {Whose} best friend is {friend}. / {Who} and {friend} are best friends.
+  {Friend} is the friend that {who} trusts most. / {Who} is best friends with {friend}.
+# place
+- {Who} likes to go to {place}. / {Whose} favourite place is {place}.
+  {Who} is happiest at {place}. / You will often find {whom} at {place}.
+  On a free day {who} walks to {place}.
+# hobby
+- {Who} enjoys {hobby}. / {Whose} hobby is {hobby}. / For fun, {who} likes {hobby}.
+  After work {who} enjoys {hobby}. / Nothing is as much fun for {whom} as {hobby}.
+# age
+- {Who} is {age} years old. / {Who} has just turned {age}. / {Whose} age is {age}.
+  At the age of {age}, {who} still laughs like a child. / There were {age} candles on {whose} cake.
+# colour
+- {Whose} favourite colour is {colour}. / {Who} likes {colour} best of all colours.
+  {Who} painted the front door {colour}. / {Who} loves {colour} most of all colours.
+""").items()}
+UNTOLD = {relation: what for relation, (what,) in table("""
+    job | what {name}'s job is
+    home | where {name} lives
+    pet | what pet {name} has
+    pet_name | what {name}'s pet is called
+    food | what {name} likes to eat
+    friend | who {name}'s best friend is
+    place | where {name} likes to go
+    hobby | what {name} enjoys
+    age | how old {name} is
+    colour | what {name}'s favourite colour is
+    owner | who owns {petname}
+""").items()}
+DOES_NOT_SAY = "The note does not say"
+
+# %% ../nbs/20_tinytown.ipynb #everybody
+EVERYBODY = NAMES["she"] + NAMES["he"] + NEWCOMERS["she"] + NEWCOMERS["he"]
+PARTS = {name: re.fullmatch(r"(.+?)([aeiouy]+[^aeiouy]*)", name).groups() for name in EVERYBODY}
+HEADS = tuple(sorted({head for head, _ in PARTS.values() if head[-1] not in "AEIOUYaeiouy"}))
+TAILS = tuple(sorted({tail for _, tail in PARTS.values()}))
+TAIL_SHARES = tuple(sum(tail == t for _, t in PARTS.values()) / len(PARTS) for tail in TAILS)
+
+
+def pronoun_for(
+    name: str,         # of anybody: a blend, or one of EVERYBODY
+) -> str:              # "she" or "he"
+    "A blended name follows its tail: whatever most names that end like it belong to."
+    she, he = (names + NEWCOMERS[key] for key, names in NAMES.items() if key != "pet")
+    if name in EVERYBODY:
+        return "she" if name in she else "he"
+    tail = re.search(r"[aeiouy]+[^aeiouy]*$", name)[0]
+    return "she" if 2 * sum(PARTS[n][1] == tail for n in she) >= sum(
+        t == tail for _, t in PARTS.values()) else "he"
+
+
+SPELLED = re.compile(rf"\b(?:{'|'.join(EVERYBODY + NAMES['pet'])})\b")
+
+
+def blend(
+    text: str,
+    rng: random.Random,
+) -> str:
+    "Swap each name for the head of one and the tail of another, and each pet's for another pet's."
+    def draw(names: Sequence[str]) -> str: return names[int(rng.random() * len(names))]
+    def swap(found: re.Match) -> str:
+        if found[0] in NAMES["pet"]:
+            return draw(NAMES["pet"])
+        return draw(HEADS) + PARTS[draw(EVERYBODY)][1]
+    return SPELLED.sub(swap, text)
+
 # %% ../nbs/20_tinytown.ipynb #person
+PRONOUNS = {"she": ("she", "her", "her"), "he": ("he", "him", "his")}
+
+
 @dataclass(frozen=True)
 class Person:
     "One of the people of Tinytown, with every fact that a document may tell."
@@ -1067,7 +1201,7 @@ class Person:
 
     def facts(self) -> dict[str, str]:  # what the holes of a pattern may ask for
         "Everything that a sentence can say about this person."
-        he, him, his = ("she", "her", "her") if self.pronoun == "she" else ("he", "him", "his")
+        he, him, his = PRONOUNS[self.pronoun]
         work, workplace, tool = JOBS[self.job]
         cry, treat = PETS[self.pet]
         return {
@@ -1094,11 +1228,12 @@ class Question:
     answer: str    # short: "Mill Lane", "a baker"
     subject: str   # whom it is about: a person, or a pet where the owner is asked
     relation: str  # a key of QUESTIONS
+    note: str = "" # what to answer it by, "Note: ..." in a line or more; "" asks about the town
 
     @property
     def prompt(self) -> str:
         "The text to give to a model, which ends right before the answer."
-        return f"Q: {self.text}\nA:"
+        return f"{self.note}\n" * bool(self.note) + f"Q: {self.text}\nA:"
 
     def is_correct(
         self,
@@ -1106,6 +1241,8 @@ class Question:
     ) -> bool:
         "Whether a reply names the true answer and no other candidate."
         line = (reply.strip().splitlines() or [""])[0]
+        if self.answer.startswith(DOES_NOT_SAY):
+            return line == self.answer
         candidates = "|".join(map(re.escape, CANDIDATES[self.relation]))
         named = set(re.findall(rf"\b(?:{candidates})\b", line)) - {self.subject}
         return named == {re.sub(r"^an? ", "", self.answer)}
@@ -1269,10 +1406,149 @@ def note(scene: Scene) -> str:
         value["message"] = " ".join(scene.story(MESSAGES))
     return json.dumps(value)
 
+# %% ../nbs/20_tinytown.ipynb #full
+FULL = {"petname": "pet_name"}          # a hole and the relation that it fills, where they differ
+LAYOUTS = {1: (3, 4, 5, 6), 2: (2, 3), 3: (1, 2), 4: (1, 2)}   # people: facts told of each
+ASKED = {"told": 0.7, "untold": 0.2, "absent": 0.1}               # shares of a note's questions
+
+
+class Note:
+    "A note in the making: who is in it, and what it has told of them."
+
+    def __init__(
+        self,
+        scene: Scene,
+        strangers: Sequence[str],  # to choose newcomers from; none makes up a name for each
+        pretend: bool,             # tell false things about people of the town instead
+        held_out: bool = False,    # ask in words that the corpus never uses
+    ):
+        self.scene, self.pretend = scene, pretend
+        self.strangers, self.held_out = strangers, held_out
+        self.people: dict[str, dict[str, str]] = {}      # facts by name
+        self.told: list[tuple[str, str]] = []            # (name, relation) that can be asked for
+        self.asked: list[tuple[str, str]] = []
+
+    def somebody(
+        self,
+        townspeople: bool,         # may it be a person of the town?
+        avoid: Collection[str],    # names that will not do
+    ) -> str:
+        "Choose a person of the town, or a newcomer, whose name is one of the strangers' or new."
+        choose = self.scene.chooser.choose
+        if townspeople:
+            return choose([name for name in self.scene.town if name not in avoid])
+        if self.strangers:
+            return choose([name for name in self.strangers if name not in avoid])
+        heads = {re.split(r"[aeiouy]+[^aeiouy]*$", name)[0] for name in avoid}
+        return choose([head for head in HEADS if head not in heads]) + choose(TAILS, TAIL_SHARES)
+
+    def value(
+        self,
+        name: str,
+        hole: str,        # of a pattern: "job", "petname"
+    ) -> str:
+        "Draw a fact: nothing that is true in the town, and no pet's name twice."
+        avoid = {name, self.scene.town.get(name, {}).get(hole)}
+        if hole == "petname":
+            avoid |= {facts.get(hole) for facts in self.people.values()}
+        options = self.scene.town if hole == "friend" else CANDIDATES[FULL.get(hole, hole)]
+        return self.scene.chooser.choose([v for v in options if v not in avoid])
+
+    def tell(
+        self,
+        n_facts: int,     # how many to tell of one more person
+    ) -> str:             # some sentences
+        "Introduce somebody, and tell facts that are drawn at random."
+        scene, choose = self.scene, self.scene.chooser.choose
+        name = self.somebody(self.pretend, self.people)
+        he, him, his = PRONOUNS[pronoun_for(name)]
+        facts = {"name": name, "he": he, "him": him, "his": his}
+        scene.cast[""] = self.people[name] = facts
+        opening = choose([p for p in (PRETENCES if self.pretend else ARRIVALS)
+                          if p not in scene.used])
+        scene.used.add(opening)
+        said = [scene.say(opening)]
+        for n in range(n_facts):
+            relation = choose([r for r in NOTE_FACTS if (name, r) not in self.told])
+            for hole in ("pet", "petname") if relation == "pet_name" else (relation,):
+                if hole not in facts:
+                    facts[hole] = self.value(name, hole)
+                    self.told.append((name, FULL.get(hole, hole)))
+            if relation == "pet_name":
+                self.told.append((name, "owner"))
+            by_name = n % 2 == 1 or facts.get("friend", "nobody") in said[-1]
+            facts |= {"who": name if by_name else he, "whom": name if by_name else him,
+                      "whose": name + "'s" if by_name else his}
+            said += scene.story(NOTE_FACTS[relation])
+        return " ".join(said)
+
+    def write(self) -> str:    # "Note: ..." in one line, or in one for each person
+        "Write about one to four people."
+        choose = self.scene.chooser.choose
+        n_people = choose((1, 2, 3, 4), (0.4, 0.4, 0.15, 0.05))
+        apart = n_people > 1 and choose((True, False))
+        told = [self.tell(choose(LAYOUTS[n_people])) for _ in range(n_people)]
+        return "\n".join("Note: " + part for part in (told if apart else [" ".join(told)]))
+
+    def ask(
+        self,
+        kind: str | None = None,  # a key of ASKED; None draws one
+        note: str = "",           # to stand before the question
+    ) -> Question:
+        "Ask for something that the note tells, does not tell, or about somebody who is not in it."
+        choose = self.scene.chooser.choose
+        friends = {facts.get("friend") for facts in self.people.values()}
+        left = {"told": self.told, "untold": [
+            (n, r) for n in self.people for r in NOTE_FACTS
+            if (n, r) not in self.told and not (r == "friend" and n in friends)], "absent": [...]}
+        left = {k: [fact for fact in facts if fact not in self.asked] for k, facts in left.items()}
+        if kind is None:
+            kinds = {k: p for k, p in ASKED.items() if left[k]}
+            kind = choose(list(kinds), [p / sum(kinds.values()) for p in kinds.values()])
+        if kind != "absent":
+            name, relation = choose(left[kind])
+        else:
+            relation = choose(list(QUESTIONS))
+            if relation == "owner":
+                seen = {facts.get("petname") for facts in self.people.values()}
+                name = choose([n for n in NAMES["pet"]
+                               if n not in seen and (n, relation) not in self.asked])
+            else:
+                seen = {*self.people, *friends, *(n for n, r in self.asked if r == relation)}
+                name = self.somebody(choose((True, False)), seen - {None})
+        self.asked.append((name, relation))
+        return self.question(kind, name, relation, note)
+
+    def question(self, kind: str, name: str, relation: str, note: str) -> Question:
+        "Put a question into words, and its answer."
+        absent = {"petname" if relation == "owner" else "name": name}
+        facts = self.scene.cast[""] = self.people.get(name, absent)
+        text = self.scene.say(self.scene.chooser.choose(
+            [p for p in QUESTIONS[relation][self.held_out] if "pet" in facts or "{pet}" not in p]))
+        untold = f"{DOES_NOT_SAY} {UNTOLD[relation]}."
+        answer = self.scene.say(SHORT_ANSWERS[relation] if kind == "told" else untold)
+        subject = facts["petname" if relation == "owner" else "name"]
+        return Question(text, answer, subject, relation, note)
+
+
+def newcomers(scene: Scene) -> str:
+    "Write a note about newcomers, or one that pretends, and ask what it says and does not say."
+    pretend = scene.chooser.choose((True, False), (0.2, 0.8))
+    note = Note(scene, (), pretend)
+    said = [note.write()]
+    for _ in range(scene.chooser.choose((4, 5, 6))):
+        question = note.ask()
+        answer = question.answer
+        if not answer.startswith(DOES_NOT_SAY):
+            answer = scene.say(ANSWERS[question.relation])
+        said.append(f"{question.prompt} {answer}")
+    return "\n".join(said)
+
 # %% ../nbs/20_tinytown.ipynb #town
 KINDS = {  # how to write each kind of document, and its share of them all
-    "portrait": (portrait, 0.15), "tale": (tale, 0.15), "questions": (questions, 0.60),
-    "dialogue": (dialogue, 0.04), "sums": (sums, 0.03), "note": (note, 0.03),
+    "portrait": (portrait, 0.11), "tale": (tale, 0.11), "questions": (questions, 0.28),
+    "newcomers": (newcomers, 0.38), "dialogue": (dialogue, 0.04), "sums": (sums, 0.06),
+    "note": (note, 0.02),
 }
 DEALT = ("age", "job", "home", "pet", "food", "place", "hobby", "colour")  # evenly, at random
 
@@ -1323,7 +1599,8 @@ class Tinytown:
                                                 for _, share in KINDS.values()])
         elif kind not in KINDS:
             raise ValueError(f"kind={kind!r} is not a kind of document; use {', '.join(KINDS)}")
-        subject = self._facts[chooser.choose(list(self._facts))]
+        people = list(self._facts)
+        subject = self._facts[people[0] if kind == "newcomers" else chooser.choose(people)]
         text = KINDS[kind][0](Scene(chooser, subject, self._facts))
         return Document(kind, text, chooser.bits)
 
@@ -1372,6 +1649,25 @@ class Tinytown:
         return [question_about(Scene(chooser, facts, self._facts), relation, [phrasing])
                 for facts in self._facts.values()
                 for relation, slots in QUESTIONS.items() for phrasing in slots[held_out]]
+
+    def newcomers(
+        self,
+        n: int,                   # how many questions, each with a note of its own
+        kind: str = "told",       # "told", "untold" (of anybody), "absent", or "pretend": told, and
+        seed: int = 0,            #   against the town's truth
+        held_out: bool = True,    # about strangers, in words that the corpus never uses
+    ) -> list[Question]:          # each with its note
+        "Write notes about people whom the corpus never mentions, and ask what one has to read."
+        if kind not in (kinds := (*ASKED, "pretend")):
+            raise ValueError(f"kind={kind!r} is not a kind of question; use {', '.join(kinds)}")
+        rng, asked = random.Random(seed), []
+        names = self._strangers if held_out else ()
+        for _ in range(n):
+            scene = Scene(Chooser(rng), self._facts[self.people[0].name], self._facts)
+            note = Note(scene, names, kind == "pretend", held_out)
+            text = note.write()
+            asked.append(note.ask("told" if kind == "pretend" else kind, text))
+        return asked
 
     def truth(
         self,
