@@ -25,7 +25,7 @@ from torch import nn
 from .checkpoint import load_model, write_whole
 from .config import ModelConfig, RopeScaling, check_numbers
 from .model import GPT
-from .tokenizer import Tokenizer, printable_bytes
+from .tokenizer import Tokenizer, join_surrogates, printable_bytes
 
 # %% ../nbs/71_real_weights.ipynb #place
 @dataclass(frozen=True)
@@ -451,6 +451,7 @@ class HuggingFaceTokenizer:
         path: str | Path,                   # their tokenizer.json
         stop_ids: Iterable[int] = (),       # ids that end a text
         about: dict | None = None,          # their tokenizer_config.json
+        n_rows: int | None = None,          # of the model's embedding; None: one for each token
     ):
         try:
             from tokenizers import Tokenizer as Engine
@@ -462,11 +463,17 @@ class HuggingFaceTokenizer:
             self.engine = Engine.from_str(self.raw.decode("utf-8"))
         except Exception as e:                       # the library raises nothing more precise
             raise ValueError(f"{path} is no tokenizer.json ({e}); fetch it again") from e
+        if (json.loads(self.raw).get("model") or {}).get("dropout"):
+            raise ValueError(f"{path} leaves out merges at random (dropout); set that to null")
         self.engine.no_truncation()                  # a file may ask for both
         self.engine.no_padding()
         self.by_bytes = "ByteLevel" in json.dumps(json.loads(self.raw).get("decoder") or {})
         self.byte = {letter: b for b, letter in printable_bytes().items()}
-        self.added = {i: t.content for i, t in self.engine.get_added_tokens_decoder().items()}
+        added = self.engine.get_added_tokens_decoder()
+        self.added = {i: token.content for i, token in added.items()}
+        self.special = {token.content: i for i, token in added.items() if token.special}
+        highest = max(self.engine.get_vocab(with_added_tokens=True).values(), default=-1)
+        self.n_ids = min(highest + 1, n_rows or highest + 1)         # that the model can read
         self.start_id, end = self.marker("bos_token"), self.marker("eos_token")
         self.stop_ids = frozenset(stop_ids) or frozenset(() if end is None else (end,))
 
@@ -490,22 +497,38 @@ class HuggingFaceTokenizer:
         allow_special: bool = False,      # True: markers written in the text become special ids
     ) -> list[int]:                       # token ids, without a start marker
         "Turn text into ids; a marker typed by a user stays ordinary text unless you allow it."
+        return self.read(text, allow_special, around=False)
+
+    def read(
+        self,
+        text: str,                  # any text
+        allow_special: bool,        # markers written in the text become special ids
+        around: bool,               # the markers that the model expects around a text are added
+    ) -> list[int]:                 # token ids
+        "Turn text into ids. A ValueError names one for which the model has no vector."
         self.engine.encode_special_tokens = not allow_special
-        text = text.encode("utf-8", "replace").decode("utf-8")
-        return self.engine.encode(text, add_special_tokens=False).ids
+        text = join_surrogates(text).encode("utf-8", "replace").decode("utf-8")
+        return self.check(self.engine.encode(text, add_special_tokens=around).ids)
+
+    def check(self, ids: list[int]) -> list[int]:
+        "The same ids, if the model's embedding has a row for each."
+        for i in ids:
+            if i >= self.n_ids:
+                raise ValueError(f"the token {self.engine.id_to_token(i)!r} has the id {i}, but "
+                                 f"the model knows only {self.n_ids}; leave it out of the text")
+        return ids
 
     def prompt_ids(
         self,
         text: str,            # any text
     ) -> list[int]:           # token ids, with the markers that the model expects around a text
         "What the model reads before it goes on with the text."
-        self.engine.encode_special_tokens = True
-        ids = self.engine.encode(text.encode("utf-8", "replace").decode("utf-8")).ids
+        ids = self.read(text, allow_special=False, around=True)
         wants_start = self.about.get("add_bos_token") is True and self.start_id is not None
         if wants_start and ids[:1] != [self.start_id]:
             ids = [self.start_id, *ids]
         fallback = [self.start_id] if self.start_id is not None else sorted(self.stop_ids)[:1]
-        return ids or fallback
+        return self.check(ids or fallback)
 
     def decode_bytes(
         self,
@@ -550,13 +573,17 @@ def open_tokenizer(
     if not (folder / "tokenizer.json").is_file():
         return None
     try:
-        return Tokenizer.load(folder / "tokenizer.json")
+        tokenizer = Tokenizer.load(folder / "tokenizer.json")
     except ValueError:
+        tokenizer = None
+    n_rows = their["vocab_size"]
+    if tokenizer is None or tokenizer.vocab_size > n_rows:
         more = [read_json(folder / name) if (folder / name).is_file() else {}
                 for name in ("generation_config.json", "tokenizer_config.json")]
         end = more[0].get("eos_token_id", their.get("eos_token_id"))
         stop_ids = [i for i in (end if isinstance(end, list) else [end]) if isinstance(i, int)]
-        return HuggingFaceTokenizer(folder / "tokenizer.json", stop_ids, more[1])
+        return HuggingFaceTokenizer(folder / "tokenizer.json", stop_ids, more[1], n_rows)
+    return tokenizer
 
 # %% ../nbs/71_real_weights.ipynb #checkpoint-folder
 FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
