@@ -21,19 +21,33 @@ class Vocabulary:
     "What a grammar must know of a tokenizer: the bytes of each token, and which one ends a text."
 
     def __init__(self, tokenizer: Tokenizer):
-        self.tokens = [tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size)]
-        ends = sorted(tokenizer.stop_ids)
-        if not ends:
-            raise ValueError("the tokenizer has no end-of-text, so a grammar could never finish")
-        self.eos_token_id, self.bos_token_id = ends[0], None
-        special = getattr(tokenizer, "special", None)
-        self.special_token_ids = sorted({*ends, *(special or {}).values(),
-                                         *getattr(tokenizer, "added", {})})
-        self.encode = tokenizer.encode
+        self.tokenizer = tokenizer
+        n_ids = getattr(tokenizer, "n_ids", tokenizer.vocab_size)
+        self.tokens = [self.token_bytes(i) for i in range(n_ids)]
+        self.stop_ids = sorted(i for i in tokenizer.stop_ids if i < n_ids)
+        if not self.stop_ids:
+            raise ValueError(f"no end-of-text is among the tokenizer's {n_ids} ids, so a grammar "
+                             "could never finish")
+        self.eos_token_id, self.bos_token_id = self.stop_ids[0], None
+        markers = getattr(tokenizer, "special", {}).values()
+        self.special_token_ids = sorted({*self.stop_ids, *(i for i in markers if i < n_ids)})
+        self.adds_blank = self.bytes_of(tokenizer.encode("a")) == b" a"
+
+    def token_bytes(self, i: int) -> bytes:
+        "The bytes of a token; none for an id that the vocabulary leaves out."
+        try:
+            return self.tokenizer.decode_bytes([i])
+        except ValueError:
+            return b""
+
+    def bytes_of(self, ids: Sequence[int]) -> bytes:
+        "The bytes of several tokens, joined."
+        return b"".join(map(self.token_bytes, ids))
 
     def __call__(self, text: str) -> list[int]:
-        "Token ids of a text."
-        return self.encode(text)
+        "Token ids of a text, as they follow on other text."
+        before = self.tokenizer.encode("\n") if self.adds_blank else []
+        return self.tokenizer.encode("\n" * bool(before) + text)[len(before):]
 
 # %% ../nbs/55_constrained.ipynb #grammar-library
 def grammar_library() -> ModuleType:
@@ -55,13 +69,16 @@ class Constraint:
         grammar: str,            # as llguidance writes it; use one of the three makers below
     ):
         lib = grammar_library()
-        self.vocab_size = tokenizer.vocab_size
-        wrapped = lib.TokenizerWrapper(Vocabulary(tokenizer))
-        matcher = lib.LLMatcher(lib.LLTokenizer(wrapped, n_vocab=self.vocab_size), grammar)
+        self.vocabulary = Vocabulary(tokenizer)
+        self.vocab_size, self.stop_ids = len(self.vocabulary.tokens), self.vocabulary.stop_ids
+        wrapped = lib.TokenizerWrapper(self.vocabulary)
+        self.automaton = lib.LLTokenizer(wrapped, n_vocab=self.vocab_size)
+        matcher = lib.LLMatcher(self.automaton, grammar)
         if matcher.is_error():
-            raise ValueError(f"the grammar does not work: {matcher.get_error().splitlines()[0]}")
+            first, *more = matcher.get_error().splitlines()
+            why = [line.removeprefix("error:") for line in more if line.startswith("error:")]
+            raise ValueError(f"the grammar does not work: {first}{''.join(why)}")
         self.matchers = {(): matcher}
-        self.stop_ids = sorted(tokenizer.stop_ids)
 
     def after(
         self,
@@ -73,8 +90,13 @@ class Constraint:
             known = known[:-1]
         matcher = self.matchers[known]
         if len(known) < len(ids):
-            matcher = matcher.deep_copy()
-            if not matcher.consume_tokens(list(ids[len(known):])):
+            new, matcher = list(ids[len(known):]), matcher.deep_copy()
+            text = self.vocabulary.bytes_of(ids)
+            if matcher.validate_tokens(new) < len(new) and self.vocabulary.adds_blank \
+                    and text.startswith(b" "):
+                new = self.automaton.tokenize_bytes(text[1:])
+                matcher = self.matchers[()].deep_copy()
+            if matcher.validate_tokens(new) < len(new) or not matcher.consume_tokens(new):
                 raise ValueError(f"the tokens {list(ids)} do not fit the grammar")
             if len(self.matchers) > 1000:                # old texts are walked again if need be
                 self.matchers = {(): self.matchers[()]}

@@ -20,7 +20,7 @@ def rope_frequencies(
     theta: float = 10_000.0,  # larger is slower: pairs turn less for each step
 ) -> Tensor:                  # (Dh/2,) radians that each pair turns per token, from 1 down
     "How fast each pair turns: the first like a second hand, the last like an hour hand."
-    return theta ** (-torch.arange(0, d_head, 2, device="cpu").float() / d_head)
+    return 1 / theta ** (torch.arange(0, d_head, 2, device="cpu").float() / d_head)
 
 # %% ../nbs/31_position.ipynb #sinusoidal
 def sinusoidal(
@@ -139,19 +139,18 @@ def stretched_frequencies(
     if scaling.kind == "ntk":                             # the last pair by factor, the first stays
         return rope_frequencies(d_head, theta * factor ** (d_head / max(1, d_head - 2))), 1.0
     if scaling.kind == "llama3":                          # as in the code of LLaMA 3.1, 2024
-        turns = length * plain / (2 * math.pi)
+        turns = length / (2 * math.pi / plain)
         stay = (turns - scaling.slow_turns) / (scaling.fast_turns - scaling.slow_turns)
-        magnitude = 1.0
-    else:                                                 # YaRN, Peng et al. 2023
-        # the pair that turns exactly n times in training, for both ends of the ramp
-        first, last = (d_head * math.log(length / (2 * math.pi * n)) / (2 * math.log(theta))
-                       for n in (scaling.fast_turns, scaling.slow_turns))
-        first, last = max(math.floor(first), 0), min(math.ceil(last), d_head - 1)
-        ramp = torch.arange(d_head // 2, device="cpu").float() - first
-        stay = 1 - ramp / max(last - first, 0.001)
-        magnitude = scaling.magnitude or 0.1 * math.log(factor) + 1
-    stay = stay.clamp(0, 1)                               # 1: as it was; 0: slowed by the factor
-    return stay * plain + (1 - stay) * plain / factor, magnitude
+        stay = stay.clamp(0, 1)                           # 1: as it was; 0: slowed by the factor
+        return (1 - stay) * plain / factor + stay * plain, 1.0
+    # YaRN, Peng et al. 2023: the pair that turns exactly n times in training, for both ends
+    first, last = (d_head * math.log(length / (n * 2 * math.pi)) / (2 * math.log(theta))
+                   for n in (scaling.fast_turns, scaling.slow_turns))
+    first, last = max(math.floor(first), 0), min(math.ceil(last), d_head - 1)
+    ramp = torch.arange(d_head // 2, device="cpu").float() - first
+    stay = 1 - (ramp / (last - first or 0.001)).clamp(0, 1)
+    slowed = 1 / (factor * theta ** (torch.arange(0, d_head, 2, device="cpu").float() / d_head))
+    return slowed * (1 - stay) + plain * stay, scaling.magnitude or 0.1 * math.log(factor) + 1
 
 # %% ../nbs/31_position.ipynb #rotary-position
 class RotaryPosition(NoPosition):

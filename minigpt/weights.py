@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['LLAMA_NAMES', 'LLAMA', 'MISTRAL', 'QWEN2', 'QWEN3', 'MIXTRAL', 'GPT2_NAMES', 'GPT2_FAMILY', 'FAMILIES',
-           'STRETCH_KEYS', 'FILES', 'Place', 'Family', 'plain', 'read_rope', 'read_config', 'write_config', 'essential',
-           'family_for', 'layout', 'their_shape', 'shards_in', 'read_shard', 'check_tensors', 'read_weights',
-           'HuggingFaceTokenizer', 'open_tokenizer', 'checkpoint_folder', 'read_json', 'from_huggingface', 'open_model',
-           'to_huggingface', 'write_json', 'write_tokenizer']
+           'STRETCH_KEYS', 'NEEDED', 'ROPE_KEYS', 'COMMON', 'IDLE', 'FILES', 'Place', 'Family', 'plain',
+           'stretch_numbers', 'read_rope', 'check_fields', 'read_config', 'write_config', 'essential', 'family_for',
+           'layout', 'their_shape', 'shards_in', 'read_shard', 'check_tensors', 'read_weights', 'HuggingFaceTokenizer',
+           'open_tokenizer', 'checkpoint_folder', 'read_json', 'from_huggingface', 'open_model', 'to_huggingface',
+           'write_json', 'write_tokenizer']
 
 # %% ../nbs/71_real_weights.ipynb #imports
 import json
@@ -22,9 +23,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .checkpoint import load_model, write_whole
-from .config import ModelConfig, RopeScaling
+from .config import ModelConfig, RopeScaling, check_numbers
 from .model import GPT
-from .tokenizer import Tokenizer, printable_bytes
+from .tokenizer import Tokenizer, join_surrogates, printable_bytes
 
 # %% ../nbs/71_real_weights.ipynb #place
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Family:
     defaults: dict[str, object]         # their keys that may be absent
     prefix: str                         # some files leave this out before every name
     ignore: str                         # pattern of tensors that hold nothing learned
+    idle: tuple[str, ...] = ()          # their keys that change nothing here
 
 # %% ../nbs/71_real_weights.ipynb #llama-table
 def plain(
@@ -85,19 +87,23 @@ LLAMA = Family(
 # %% ../nbs/71_real_weights.ipynb #llama-relatives
 MISTRAL = replace(LLAMA, architecture="MistralForCausalLM", model_type="mistral",
                   fields=LLAMA.fields | {"window": "sliding_window"},
-                  expects={"hidden_act": ("silu",)})
+                  expects={"hidden_act": ("silu",)},
+                  defaults=LLAMA.defaults | {"num_key_value_heads": 8})
 QWEN2 = replace(LLAMA, architecture="Qwen2ForCausalLM", model_type="qwen2",
                 fixed=LLAMA.fixed | {"qkv_bias": True},
-                expects={"hidden_act": ("silu",), "use_sliding_window": (False,)})
+                expects={"hidden_act": ("silu",), "use_sliding_window": (False,)},
+                defaults=LLAMA.defaults | {"num_key_value_heads": 32},
+                idle=("sliding_window", "max_window_layers"))
 QWEN3 = replace(QWEN2, architecture="Qwen3ForCausalLM", model_type="qwen3",
                 fixed=LLAMA.fixed | {"qk_norm": True},
                 expects=QWEN2.expects | {"attention_bias": (False,)},
+                defaults=QWEN2.defaults | {"head_dim": 128},
                 names=LLAMA_NAMES | {f"blocks.{{i}}.attention.{ours}_scale":
                                      Place(f"model.layers.{{i}}.self_attn.{theirs}_norm.weight")
                                      for ours, theirs in (("query", "q"), ("key", "k"))})
 MIXTRAL = replace(MISTRAL, architecture="MixtralForCausalLM", model_type="mixtral",
-                  defaults=LLAMA.defaults | {"sliding_window": None, "rms_norm_eps": 1e-5,
-                                             "rope_theta": 1_000_000.0},
+                  defaults=MISTRAL.defaults | {"sliding_window": None, "rms_norm_eps": 1e-5,
+                                               "rope_theta": 1_000_000.0},
                   fields=MISTRAL.fields | {"n_expert": "num_local_experts",
                                            "n_expert_used": "num_experts_per_tok"},
                   names=LLAMA_NAMES | plain({
@@ -135,10 +141,34 @@ GPT2_FAMILY = Family(
 FAMILIES = (GPT2_FAMILY, LLAMA, MISTRAL, QWEN2, QWEN3, MIXTRAL)
 
 # %% ../nbs/71_real_weights.ipynb #read-rope
-STRETCH_KEYS = {"linear": {}, "llama3": {"slow_turns": "low_freq_factor",
-                                         "fast_turns": "high_freq_factor"},
-                "yarn": {"slow_turns": "beta_slow", "fast_turns": "beta_fast",
-                         "magnitude": "attention_factor"}}
+STRETCH_KEYS = {"default": {},            # their kind -> our fields of RopeScaling, their keys
+                "linear": {"factor": "factor",
+                           "original_length": "original_max_position_embeddings"}}
+STRETCH_KEYS["llama3"] = STRETCH_KEYS["linear"] | {"slow_turns": "low_freq_factor",
+                                                   "fast_turns": "high_freq_factor"}
+STRETCH_KEYS["yarn"] = STRETCH_KEYS["linear"] | {"slow_turns": "beta_slow",
+                                                 "fast_turns": "beta_fast",
+                                                 "magnitude": "attention_factor"}
+NEEDED = {"linear": ["factor"], "llama3": ["factor", "slow_turns", "fast_turns"],
+          "yarn": ["factor"]}
+ROPE_KEYS = ["rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor", "head_dim"]
+
+
+def stretch_numbers(
+    kind: str,                  # of the stretch, in their words
+    rope: dict,                 # their rope_scaling
+) -> dict[str, float]:          # our fields of RopeScaling, where the file gives them
+    "The numbers of a stretch. A ValueError names what is unknown, or no number."
+    keys = STRETCH_KEYS.get(kind, {})
+    known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *keys.values()}
+    strange = [key for key, value in rope.items() if key not in known
+               and not (value is None or key == "truncate" and value is True)]
+    if kind not in STRETCH_KEYS or strange:
+        raise ValueError(f"rope scaling {kind!r} {'with ' if strange else ''}{', '.join(strange)}"
+                         f" is unknown to minigpt; it reads {', '.join(STRETCH_KEYS)}")
+    found = {key: rope[key] for key in keys.values() if rope.get(key) is not None}
+    check_numbers(found, whole=False)
+    return {ours: found[key] for ours, key in keys.items() if key in found}
 
 
 def read_rope(
@@ -146,56 +176,97 @@ def read_rope(
     default_theta: float,       # where it says nothing
 ) -> dict[str, object]:         # rope_theta, rope_scaling and context_length for ModelConfig
     "How fast rotary positions turn; newer and older files say it in different places."
-    rope = their.get("rope_parameters") or their.get("rope_scaling") or {}
+    rope = their.get("rope_scaling") or their.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"rope_scaling is {rope!r}; minigpt reads an object with a rope_type")
     kind = rope.get("rope_type", rope.get("type", "default"))
-    longest = their["max_position_embeddings"]
+    numbers, longest = stretch_numbers(kind, rope), their["max_position_embeddings"]
     found = {"rope_theta": rope.get("rope_theta", their.get("rope_theta", default_theta)),
              "context_length": longest}
-    if rope.get("partial_rotary_factor", their.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise ValueError("partial_rotary_factor is not 1, which minigpt does not know")
+    check_numbers({"max_position_embeddings": longest}, whole=True)
+    check_numbers({"rope_theta": found["rope_theta"]}, whole=False)
+    partial = rope.get("partial_rotary_factor", their.get("partial_rotary_factor"))
+    if partial not in (None, 1):
+        raise ValueError(f"partial_rotary_factor is {partial!r}; minigpt knows only 1")
     if kind == "default":
         return found
-    known = {"rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings",
-             "partial_rotary_factor", "truncate", *STRETCH_KEYS.get(kind, {}).values()}
-    strange = sorted(set(rope) - known) + ["truncate"] * (rope.get("truncate", True) is not True)
-    if kind not in STRETCH_KEYS or strange:
-        raise ValueError(f"rope scaling {kind!r} {'with ' if strange else ''}{', '.join(strange)}"
-                         f" is unknown to minigpt; it reads {', '.join(STRETCH_KEYS)}")
-    original = rope.get("original_max_position_embeddings")
-    if not rope.get("factor") and not original:
-        raise ValueError(f"rope scaling {kind!r} lacks its factor")
-    factor = rope.get("factor") or longest / original
-    if original is None and kind == "linear":         # these files give the length before
-        found["context_length"] = int(longest * factor)
-    numbers = {ours: rope[key] for ours, key in STRETCH_KEYS[kind].items()
-               if rope.get(key) is not None}
-    return found | {"rope_scaling": RopeScaling(kind, factor, original or longest, **numbers)}
+    if kind == "yarn" and "original_length" in numbers:
+        numbers = {"factor": longest / numbers["original_length"]} | numbers
+    missing = [STRETCH_KEYS[kind][ours] for ours in NEEDED[kind] if ours not in numbers]
+    if missing:
+        raise ValueError(f"rope scaling {kind!r} lacks its {', '.join(missing)}")
+    if "original_length" not in numbers and kind == "linear":    # they give the length before
+        found["context_length"] = int(longest * numbers["factor"])
+    return found | {"rope_scaling": RopeScaling(kind, **{"original_length": longest} | numbers)}
 
 # %% ../nbs/71_real_weights.ipynb #read-config
+COMMON = {"is_causal": (True,), "is_encoder_decoder": (False,), "add_cross_attention": (False,),
+          "attention_bias": (False,), "mlp_bias": (False,), "use_sliding_window": (False,),
+          "rope_interleaved": (False,), "is_llama_config": (True,)}
+IDLE = frozenset("""
+    _attn_implementation _commit_hash _name_or_path architectures attn_implementation
+    attention_dropout attn_pdrop bad_words_ids begin_suppress_tokens bos_token_id
+    chunk_size_feed_forward classifier_dropout decoder_start_token_id diversity_penalty do_sample
+    dtype early_stopping embd_pdrop embedding_dropout encoder_no_repeat_ngram_size eos_token_id
+    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
+    gradient_checkpointing hidden_dropout id2label initializer_range is_decoder label2id
+    length_penalty max_length min_length model_type n_ctx no_repeat_ngram_size num_beam_groups
+    num_beams num_labels num_return_sequences output_attentions output_hidden_states output_past
+    output_router_logits output_scores pad_token_id prefix pretraining_tp problem_type
+    remove_invalid_values reorder_and_upcast_attn repetition_penalty resid_pdrop residual_dropout
+    return_dict return_dict_in_generate router_aux_loss_coef router_jitter_noise sep_token_id
+    summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
+    suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
+    tie_last_hidden_states tokenizer_class top_k top_p torch_dtype torchscript
+    transformers.js_config transformers_version typical_p unsloth_fixed unsloth_version
+    use_bfloat16 use_cache
+""".split())          # their keys that change no logit
+
+
+def check_fields(
+    family: Family,
+    their: dict,                # their config.json
+) -> None:
+    "Refuse the fields that are unknown, or stand where minigpt cannot follow."
+    for key, known in (COMMON | family.expects).items():
+        if key in their and their[key] not in known:
+            raise ValueError(f"{key} is {their[key]!r}; minigpt knows only {known[0]!r}")
+    read = {*family.fields.values(), *family.expects, *COMMON, *IDLE, *family.idle, "layer_types"}
+    read |= set(ROPE_KEYS if family.fixed["position"] == "rope" else ())
+    for key in sorted(set(their) - read):
+        if their[key] not in (None, {}, []):
+            raise ValueError(f"{key} is {their[key]!r:.80}, and minigpt does not know this field")
+    window = their.get(family.fields.get("window"), None)
+    kind = "full_attention" if window is None else "sliding_attention"
+    if their.get("layer_types") not in (None, [kind] * their[family.fields["n_layer"]]):
+        raise ValueError(f"layer_types is {their['layer_types']!r:.80}; minigpt knows only "
+                         f"{kind} in every layer")
+
+# %% ../nbs/71_real_weights.ipynb #write-config
 def read_config(
     family: Family,
     their: dict,                # their config.json
 ) -> ModelConfig:
     "Say their config in our words. A ValueError names what minigpt does not know."
-    for key, known in family.expects.items():
-        if key in their and their[key] not in known:
-            raise ValueError(f"{key} is {their[key]!r}; minigpt knows only {known[0]!r}")
-    values = dict(family.fixed)
-    for ours, key in family.fields.items():
-        if key not in their and key not in family.defaults:
-            raise ValueError(f"{key} is missing")
-        values[ours] = their.get(key, family.defaults.get(key))
+    missing = [key for key in family.fields.values() if key not in their | family.defaults]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing")
+    check_fields(family, their)
+    their = family.defaults | their
+    values = family.fixed | {ours: their[key] for ours, key in family.fields.items()}
     if values["n_kv_head"] is None:
         values["n_kv_head"] = values["n_head"]
-    if values["d_ff"] is None:
+    if values["d_ff"] is None and family.fields["d_ff"] in family.defaults:
         values["d_ff"] = 4 * values["d_model"]
-    if their.get("head_dim") and their["head_dim"] * values["n_head"] != values["d_model"]:
-        values["d_attention"] = their["head_dim"] * values["n_head"]
     if values["position"] == "rope":
+        if their.get("head_dim") is not None:
+            check_numbers({"head_dim": their["head_dim"]}, whole=True)
+            d_attention = their["head_dim"] * values["n_head"]
+            values |= {} if d_attention == values["d_model"] else {"d_attention": d_attention}
         values |= read_rope(their, family.defaults["rope_theta"])
     return ModelConfig(**values)
 
-# %% ../nbs/71_real_weights.ipynb #write-config
+# %% ../nbs/71_real_weights.ipynb #use-read-config
 def write_config(
     family: Family,
     cfg: ModelConfig,
@@ -211,12 +282,9 @@ def write_config(
     if cfg.rope_scaling is None:
         return their
     s = cfg.rope_scaling
-    turns = {"llama3": {"low_freq_factor": s.slow_turns, "high_freq_factor": s.fast_turns},
-             "yarn": {"beta_slow": s.slow_turns, "beta_fast": s.fast_turns,
-                      "attention_factor": s.magnitude}}
-    scaling = {"rope_type": s.kind, "factor": s.factor,
-               "original_max_position_embeddings": s.original_length, **turns.get(s.kind, {})}
-    return their | {"rope_scaling": {k: v for k, v in scaling.items() if v is not None}}
+    numbers = {key: getattr(s, ours) for ours, key in STRETCH_KEYS.get(s.kind, {}).items()}
+    return their | {"rope_scaling": {"rope_type": s.kind} | {
+        key: value for key, value in numbers.items() if value is not None}}
 
 # %% ../nbs/71_real_weights.ipynb #essential
 def essential(
@@ -316,9 +384,14 @@ def check_tensors(
     "Compare names and shapes before a single weight is read."
     own, found, extra = dict(model.named_parameters()), {}, []
     missing = set(wanted)
+    embedding, head = (family.names[f"{name}.weight"].name for name in ("embedding", "head"))
+    stored = {raw for shard in shards for raw, _ in read_shard(shard)}
+    alone = model.cfg.tie_embeddings and not stored & {embedding,
+                                                       embedding.removeprefix(family.prefix)}
     for shard in shards:
         for raw, tensor in read_shard(shard):
             name = raw if raw in wanted else family.prefix + raw
+            name = embedding if alone and raw == head else name    # tied, under the head's name
             if name in wanted:
                 if name not in missing:
                     raise ValueError(f"{shard}: {raw} is there twice; fetch the checkpoint again")
@@ -332,7 +405,7 @@ def check_tensors(
                 if shape != expected:
                     raise ValueError(f"{shard}: {raw} is {shape}, config.json says {expected}; "
                                      "they do not belong together")
-            elif not (re.fullmatch(family.ignore, raw) or raw == "lm_head.weight"):
+            elif not (re.fullmatch(family.ignore, raw) or raw == head):
                 extra.append(raw)
     for word, names in (("lacks", sorted(missing)), ("has the unknown", sorted(extra))):
         if names:
@@ -378,6 +451,7 @@ class HuggingFaceTokenizer:
         path: str | Path,                   # their tokenizer.json
         stop_ids: Iterable[int] = (),       # ids that end a text
         about: dict | None = None,          # their tokenizer_config.json
+        n_rows: int | None = None,          # of the model's embedding; None: one for each token
     ):
         try:
             from tokenizers import Tokenizer as Engine
@@ -389,11 +463,17 @@ class HuggingFaceTokenizer:
             self.engine = Engine.from_str(self.raw.decode("utf-8"))
         except Exception as e:                       # the library raises nothing more precise
             raise ValueError(f"{path} is no tokenizer.json ({e}); fetch it again") from e
+        if (json.loads(self.raw).get("model") or {}).get("dropout"):
+            raise ValueError(f"{path} leaves out merges at random (dropout); set that to null")
         self.engine.no_truncation()                  # a file may ask for both
         self.engine.no_padding()
         self.by_bytes = "ByteLevel" in json.dumps(json.loads(self.raw).get("decoder") or {})
         self.byte = {letter: b for b, letter in printable_bytes().items()}
-        self.added = {i: t.content for i, t in self.engine.get_added_tokens_decoder().items()}
+        added = self.engine.get_added_tokens_decoder()
+        self.added = {i: token.content for i, token in added.items()}
+        self.special = {token.content: i for i, token in added.items() if token.special}
+        highest = max(self.engine.get_vocab(with_added_tokens=True).values(), default=-1)
+        self.n_ids = min(highest + 1, n_rows or highest + 1)         # that the model can read
         self.start_id, end = self.marker("bos_token"), self.marker("eos_token")
         self.stop_ids = frozenset(stop_ids) or frozenset(() if end is None else (end,))
 
@@ -417,22 +497,38 @@ class HuggingFaceTokenizer:
         allow_special: bool = False,      # True: markers written in the text become special ids
     ) -> list[int]:                       # token ids, without a start marker
         "Turn text into ids; a marker typed by a user stays ordinary text unless you allow it."
+        return self.read(text, allow_special, around=False)
+
+    def read(
+        self,
+        text: str,                  # any text
+        allow_special: bool,        # markers written in the text become special ids
+        around: bool,               # the markers that the model expects around a text are added
+    ) -> list[int]:                 # token ids
+        "Turn text into ids. A ValueError names one for which the model has no vector."
         self.engine.encode_special_tokens = not allow_special
-        text = text.encode("utf-8", "replace").decode("utf-8")
-        return self.engine.encode(text, add_special_tokens=False).ids
+        text = join_surrogates(text).encode("utf-8", "replace").decode("utf-8")
+        return self.check(self.engine.encode(text, add_special_tokens=around).ids)
+
+    def check(self, ids: list[int]) -> list[int]:
+        "The same ids, if the model's embedding has a row for each."
+        for i in ids:
+            if i >= self.n_ids:
+                raise ValueError(f"the token {self.engine.id_to_token(i)!r} has the id {i}, but "
+                                 f"the model knows only {self.n_ids}; leave it out of the text")
+        return ids
 
     def prompt_ids(
         self,
         text: str,            # any text
     ) -> list[int]:           # token ids, with the markers that the model expects around a text
         "What the model reads before it goes on with the text."
-        self.engine.encode_special_tokens = True
-        ids = self.engine.encode(text.encode("utf-8", "replace").decode("utf-8")).ids
+        ids = self.read(text, allow_special=False, around=True)
         wants_start = self.about.get("add_bos_token") is True and self.start_id is not None
         if wants_start and ids[:1] != [self.start_id]:
             ids = [self.start_id, *ids]
         fallback = [self.start_id] if self.start_id is not None else sorted(self.stop_ids)[:1]
-        return ids or fallback
+        return self.check(ids or fallback)
 
     def decode_bytes(
         self,
@@ -477,13 +573,17 @@ def open_tokenizer(
     if not (folder / "tokenizer.json").is_file():
         return None
     try:
-        return Tokenizer.load(folder / "tokenizer.json")
+        tokenizer = Tokenizer.load(folder / "tokenizer.json")
     except ValueError:
+        tokenizer = None
+    n_rows = their["vocab_size"]
+    if tokenizer is None or tokenizer.vocab_size > n_rows:
         more = [read_json(folder / name) if (folder / name).is_file() else {}
                 for name in ("generation_config.json", "tokenizer_config.json")]
         end = more[0].get("eos_token_id", their.get("eos_token_id"))
         stop_ids = [i for i in (end if isinstance(end, list) else [end]) if isinstance(i, int)]
-        return HuggingFaceTokenizer(folder / "tokenizer.json", stop_ids, more[1])
+        return HuggingFaceTokenizer(folder / "tokenizer.json", stop_ids, more[1], n_rows)
+    return tokenizer
 
 # %% ../nbs/71_real_weights.ipynb #checkpoint-folder
 FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -547,6 +647,9 @@ def from_huggingface(
                          f"{', '.join(f.architecture for f in FAMILIES)}")
     if their.get("quantization_config"):
         raise ValueError(f"{folder} is quantized; fetch the checkpoint with plain weights")
+    if their.get("model_type", family.model_type) != family.model_type:
+        raise ValueError(f"{folder / 'config.json'} says {architecture}, and model_type "
+                         f"{their['model_type']!r}; only one can be true")
     try:
         cfg = read_config(family, their)
     except (ValueError, TypeError, AttributeError) as e:

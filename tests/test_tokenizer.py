@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from minigpt.tokenizer import END_OF_TEXT, Tokenizer, encode_chunk, split_chunks, train_tokenizer
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"         # optional, beside the checkout
+SOME_TEXT = "Rosa and Tom baked a cake. Tom's cake was larger than Rosa's cake, and it sank.\n" * 20
 MIXED = ("Rosa's 3 hens can't read  this,\r\ncan THEY?\n\n\t naïve café 漢字かな 🍓 1234567 ½ Ⅷ "
          "👩\u200d🚀 he'll I'VE x=[1,2];\n    return _a__b  \n सुप्रभात мир שלום "
          "\u00a0\u2003 \x00\x7f ﷺ ǅ e\u0301")
@@ -99,6 +101,131 @@ def test_vocabularies_are_the_same_for_any_order_of_documents(docs, size):
     learned = train_tokenizer(docs, size)
     assert learned.tokens == train_tokenizer(docs[::-1], size).tokens
     assert 257 <= learned.vocab_size <= size and len(set(learned.tokens)) == len(learned.tokens)
+
+
+# --- long texts and markers: always as the saved file's in `tokenizers`
+
+def reopened(ours, path):
+    "The saved file in the Hugging Face library."
+    ours.save(path / "tokenizer.json")
+    return tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+
+
+LONG = {
+    "Chinese": "那只猫睡在炉子旁边，狗在花园里。罗莎烤了一个蛋糕",
+    "don't": '"don\'t,"', "words": "a cat sat ",
+    "one word": "abcdefgh", "digits": "1234567890", "signs": "!?-", "hash lines": "#####\n\n",
+    "code": "\tx[i]+=1;\r\n  \n", "blank lines": " \n\n\t ", "spaces": " ",
+    "marks": "e\u0301\u0302",
+    "emoji": "🍓👩\u200d🚀", "mixed": MIXED, "marker": "Rosa<|endoftext|>Tom's",
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_long_text_is_cut_nowhere_that_shows(name, tmp_path):
+    unit = LONG[name]
+    ours = train_tokenizer([unit * 40, MIXED * 3, SOME_TEXT], 700, (END_OF_TEXT, "<|user|>"))
+    theirs = reopened(ours, tmp_path)
+    text = (unit * (400_000 // len(unit) + 1)) + "x"
+    assert ours.encode(text, allow_special=True) == theirs.encode(text).ids
+    theirs.encode_special_tokens = True
+    assert ours.encode(text) == theirs.encode(text).ids
+
+
+def test_a_million_of_one_letter_is_no_trap_either(greedy):
+    for unit in (" ", "\t ", "\n", "!", "a", "漢", "\ud800"):
+        text = unit * (1_200_000 // len(unit))
+        assert greedy.decode(greedy.encode(text)) == text.replace("\ud800", "\ufffd")
+
+
+def test_the_longest_marker_wins(tmp_path):
+    special = (END_OF_TEXT, "<a>", "<a><b>", "<a><b><c>", "><", " <a", "(?:x)|y", "éé")
+    ours = train_tokenizer(["<a> and <b> and a"] * 9, 290, special)
+    theirs = reopened(ours, tmp_path)
+    pieces = [*special, "<", "a", ">", "b", " ", "<b>", "c>", "x", "y", "\n", "e\u0301"]
+    rng = random.Random(0)
+    for _ in range(500):
+        text = "".join(rng.choices(pieces, k=rng.randint(1, 9)))
+        assert ours.encode(text, allow_special=True) == theirs.encode(text).ids
+        assert ours.decode(ours.encode(text)) == text
+    assert ours.encode("<a><b>", allow_special=True) == [ours.special["<a><b>"]]
+    assert train_tokenizer(["x"], 257, ()).encode("<a>", allow_special=True) == [60, 97, 62]
+
+
+@pytest.mark.parametrize("special", [("",), (END_OF_TEXT, ""), (END_OF_TEXT, "<a>", "<a>")])
+def test_a_marker_that_cannot_be_is_refused(special):
+    with pytest.raises(ValueError, match="special="):
+        train_tokenizer(["some text"], 270, special)
+
+
+@pytest.mark.parametrize("special, message", [((), "lacks <|endoftext|>"), (("<a>",), "lacks"),
+                                              ((END_OF_TEXT, "a"), "'a' is also a token")])
+def test_what_could_not_be_opened_is_not_saved(special, message, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train_tokenizer(["a text"], 260, special).save(tmp_path / "tokenizer.json")
+    assert not (tmp_path / "tokenizer.json").exists()
+
+
+def test_two_surrogates_are_one_letter(tokenizer):
+    text = "a \U0001d49cb 🍓"
+    split = text.encode("utf-16", "surrogatepass")
+    halves = "".join(chr(int.from_bytes(split[i:i + 2], "little")) for i in range(2, len(split), 2))
+    assert len(halves) == len(text) + 2 and tokenizer.encode(halves) == tokenizer.encode(text)
+    assert train_tokenizer([halves], 300).tokens == train_tokenizer([text], 300).tokens
+    assert tokenizer.encode(halves * 60_000) == tokenizer.encode(text * 60_000)
+
+
+CHANGES = {                                  # paths of keys, and values that they may have
+    ("normalizer",): [{"type": "NFC"}, {"type": "Lowercase"}, {"type": "Prepend", "prepend": "_"}],
+    ("truncation",): [{"direction": "Right", "max_length": 3, "strategy": "LongestFirst",
+                       "stride": 0}],
+    ("padding",): [{"strategy": {"Fixed": 9}, "direction": "Left", "pad_to_multiple_of": None,
+                    "pad_id": 0, "pad_type_id": 0, "pad_token": "!"}],
+    ("added_tokens", 0, "lstrip"): [True], ("added_tokens", 0, "rstrip"): [True],
+    ("added_tokens", 0, "single_word"): [True], ("added_tokens", 0, "normalized"): [True],
+    ("added_tokens", 0, "content"): ["a", "<|other|>", "Rosa"], ("added_tokens", 0, "id"): [5],
+    ("added_tokens", 0, "special"): [False],
+    ("pre_tokenizer", "pretokenizers", 0, "behavior"): ["Removed", "MergedWithNext"],
+    ("pre_tokenizer", "pretokenizers", 0, "invert"): [True],
+    ("pre_tokenizer", "pretokenizers", 1, "add_prefix_space"): [True],
+    ("pre_tokenizer", "pretokenizers", 1, "use_regex"): [True],
+    ("pre_tokenizer", "pretokenizers", 1): [{"type": "Digits", "individual_digits": True}],
+    ("pre_tokenizer", "pretokenizers"): [lambda v: [*v, {"type": "Whitespace"}]],
+    ("post_processor",): [{"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True,
+                           "use_regex": True}],
+    ("model", "dropout"): [0.5], ("model", "unk_token"): ["a"], ("model", "fuse_unk"): [True],
+    ("model", "continuing_subword_prefix"): ["##"], ("model", "end_of_word_suffix"): ["b"],
+    ("model", "byte_fallback"): [True], ("model", "ignore_merges"): [False],
+    ("model", "type"): ["WordPiece", "Unigram"],
+    ("model", "merges"): [lambda v: v[::-1], lambda v: v[:-1], lambda v: [], lambda v: v[9:]],
+    ("model", "vocab"): [lambda v: v | {"dh": len(v), "dhx": len(v) + 1}],
+}
+
+
+def test_a_file_that_we_open_gives_the_ids_that_it_gives_there(tokenizer, tmp_path):
+    path, rng, opened = tmp_path / "tokenizer.json", random.Random(0), 0
+    tokenizer.save(path)
+    good = path.read_text("utf-8")
+    pieces = [*MIXED.split(" "), *SOME_TEXT.split()[:12], " ", "\n", "a", "dh", "dhx", END_OF_TEXT]
+    fuzzed = ["".join(rng.choices(pieces, k=rng.randint(1, 12))) for _ in range(100)]
+    for keys, values in CHANGES.items():
+        for value in values:
+            spec = json.loads(good)
+            at = spec
+            for key in keys[:-1]:
+                at = at[key]
+            at[keys[-1]] = value(at[keys[-1]]) if callable(value) else value
+            path.write_text(json.dumps(spec), encoding="utf-8")
+            try:
+                ours = Tokenizer.load(path)
+            except ValueError as e:
+                assert "\n" not in str(e)
+                continue
+            theirs = tokenizers.Tokenizer.from_file(str(path))
+            for text in fuzzed:
+                assert ours.encode(text, True) == theirs.encode(text).ids, (keys, value)
+            opened += 1
+    assert opened
 
 
 # --- broken files
