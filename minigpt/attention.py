@@ -67,14 +67,16 @@ def attend_fused(
     q: Tensor,                      # (B, H, T, Dh)
     k: Tensor,                      # (B, G, S, Dh) G divides H: query heads share keys
     v: Tensor,                      # (B, G, S, Dv) Dv = Dh, but for latent attention
-    mask: Tensor | None = None,     # (..., T, S) bool, True is hidden, or numbers added to the
-) -> Tensor:                        # scores; None: the future is hidden. (B, H, T, Dv) the blend
+    mask: Tensor | None = None,     # (..., T, S) True hides, numbers are added; None: causal
+) -> Tensor:                        # (B, H, T, Dv) the blend
     "The same blend by PyTorch's fused kernel, with shared key and value heads (Ainslie 2023)."
     T, S = q.shape[-2], k.shape[-2]
     if k.shape[1] != q.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-    if mask is None and (T == S or T == 1):  # a full square, or one token that may see all
-        return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
+    if mask is None and T == S:              # a full square
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if mask is None and T == 1:              # one token, which may see all
+        return F.scaled_dot_product_attention(q, k, v)
     mask = causal_mask(T, S, q.device) if mask is None else mask
     mask = ~mask if mask.dtype == torch.bool else mask.to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

@@ -160,7 +160,7 @@ def normalise(
     bias: np.ndarray | None,         # (D,) of a LayerNorm; None: RMSNorm
     eps: float,
 ) -> np.ndarray:                     # (..., D)
-    "What RMSNorm and LayerNorm compute (chapter 34)."
+    "What RMSNorm and LayerNorm compute (`norm`)."
     D = x.shape[-1]
     if bias is not None:
         x = x - np.add.reduce(x, axis=-1, keepdims=True) / D
@@ -176,7 +176,7 @@ def switch(
     h: np.ndarray,               # (..., F) hidden units; (..., 2F) gates and units for "swiglu"
     kind: str,                   # "swiglu", "gelu" or "relu2"
 ) -> np.ndarray:                 # (..., F)
-    "What the feed-forward networks do between their matrices (chapter 35)."
+    "What the feed-forward networks do between their matrices (`mlp`)."
     if kind == "swiglu":
         gate, units = h[..., :h.shape[-1] // 2], h[..., h.shape[-1] // 2:]
         return 0.5 * gate * (1 + np.tanh(0.5 * gate)) * units     # gate * sigmoid(gate), safely
@@ -191,7 +191,7 @@ def attend_once(
     v: np.ndarray,                   # (..., G, S, Dh)
     bias: np.ndarray | None,         # (..., H or 1, S) to add to the scores
 ) -> np.ndarray:                     # (..., H*Dh)
-    "What the newest token gathers (chapter 32)."
+    "What the newest token gathers (`attention`)."
     *B, H, Dh = q.shape
     scores = (q * Dh**-0.5).reshape(*B, k.shape[-3], -1, Dh) @ k.swapaxes(-1, -2)
     if bias is not None:                                                 # (..., G, H/G, S)
@@ -207,7 +207,7 @@ class PlaceTables:
 
     def __init__(
         self,
-        position: nn.Module,       # a model's: embed, rotation and bias (chapter 31)
+        position: nn.Module,       # a model's: embed, rotation and bias (`position`)
         cfg: ModelConfig,
     ):
         self.position, self.cfg, self.size = position, cfg, 0
@@ -314,7 +314,7 @@ class BlockStep:
         kept: LayerCache,
         bias: np.ndarray | None,     # (..., H or 1, S) to add to the scores
     ) -> np.ndarray:                 # (..., D) the stream, written to twice
-        "What `Block.forward` does (chapter 36)."
+        "What `Block.forward` does (`block`)."
         kind = self.cfg.mlp
         if self.cfg.norm_place == "pre":
             x = x + self.out(self.attend(self.qkv(self.attention_norm(x)), turns, kept, bias))

@@ -106,7 +106,7 @@ def check_minutes(minutes: float) -> None:
 
 def choose_recipe(
     args: argparse.Namespace,
-    world: object,           # a World (chapter 46): where it will train
+    world: object,           # a World (`distributed`): where it will train
 ) -> tuple:                  # a Recipe and the Path of its folder
     "The recipe that the options describe, prepared in its folder."
     from minigpt.recipe import RECIPES, is_started, prepare, read_recipe

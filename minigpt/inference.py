@@ -86,7 +86,7 @@ def write(
     rules: Sequence[Rule] = (),         # reshape each distribution before the draw
     stop_ids: Collection[int] = (),     # tokens that end a text; they are not kept
     overflow: str = "stop",             # at the context's end: "refuse", "stop", or "slide" on
-    allowed: Allowed | None = None,     # what a grammar permits next (chapter 55)
+    allowed: Allowed | None = None,     # what a grammar permits next (`constrained`)
 ) -> Iterator[list[int | None]]:        # a token for each text; None for those that are done
     "Prefill once, then draw a token for every text at a time, until all are done."
     limit, weight = model.cfg.context_length, model.embedding.weight
@@ -199,7 +199,7 @@ def generate(
     rng: torch.Generator | None = None,     # the source of chance
     stop_ids: Collection[int] = (),         # tokens that end the text; they are not given out
     overflow: str = "stop",                 # at the context's end: "refuse", "stop", "slide" on
-    allowed: Allowed | None = None,         # what a grammar permits next (chapter 55)
+    allowed: Allowed | None = None,         # what a grammar permits next (`constrained`)
 ) -> Iterator[int]:                         # new token ids, each as soon as it is drawn
     "Read the prompt once, then draw a token at a time (prefill and decode)."
     text = Writing(list(ids), rng, len(ids))
@@ -277,7 +277,7 @@ def complete(
     seed: int = 0,                   # another seed, another text
     stop: Sequence[str] = (),        # strings that end the text
     overflow: str = "stop",          # at the context's end: "refuse", "stop", or "slide" on
-    allowed: Allowed | None = None,  # what a grammar permits next (chapter 55)
+    allowed: Allowed | None = None,  # what a grammar permits next (`constrained`)
 ) -> Iterator[str]:                  # pieces of new text, without the prompt
     "Continue a text, piece by piece: `''.join(complete(...))` is the whole continuation."
     ids, rng = tokenizer.prompt_ids(prompt), torch.Generator().manual_seed(seed)
@@ -304,7 +304,7 @@ def complete_batch(
     seeds: Sequence[int] | int = 0,  # one for each prompt, or one for all
     stop: Sequence[str] = (),        # strings that end a text
     overflow: str = "stop",          # at the context's end: "refuse", "stop", or "slide" on
-    allowed: Allowed | None = None,  # what a grammar permits next (chapter 55)
+    allowed: Allowed | None = None,  # what a grammar permits next (`constrained`)
 ) -> list[Completion]:               # in the order of the prompts
     "Continue several texts at once; each comes out as it would alone with its seed."
     if isinstance(prompts, str):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 # %% ../nbs/41_optimizers.ipynb #shards
 def local(
-    t: Tensor,         # a plain tensor, or one that is spread over processes (chapter 46)
+    t: Tensor,         # a plain tensor, or one that is spread over processes (`distributed`)
 ) -> Tensor:           # the part that lies here; a plain tensor is all here
     "The part of a tensor that this process holds; writing to it writes to the tensor."
     return t.to_local() if hasattr(t, "to_local") else t

@@ -56,7 +56,7 @@ def attention_rows(
     model: GPT,
     ids: Sequence[int],     # T token ids
 ) -> list[Tensor]:          # for each layer (H, T, T) what each token reads; rows sum to 1
-    "The weights of every layer and head, by the plain formula of chapter 32."
+    "The weights of every layer and head, by the plain formula of `attend`."
     places = torch.arange(len(ids))
     x = model.position.embed(model.embedding(torch.tensor([list(ids)])), places)
     rotation, T, rows = model.position.rotation(places), len(ids), []
@@ -92,7 +92,7 @@ def chances(
     past: Sequence[int],        # ids so far
     settings: dict,             # what differs from "change nothing"; the page's names
 ) -> Tensor:                    # (V,) float64
-    "The rules of chapter 50 in the command line's order, penalties first."
+    "The rules of `sampling` in the command line's order, penalties first."
     off = {"repetition": 1, "frequency": 0, "presence": 0, "top_k": 0, "top_p": 1, "min_p": 0,
            "temperature": 1}
     rules = {"repetition": repetition_penalty, "frequency": frequency_penalty,

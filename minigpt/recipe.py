@@ -9,7 +9,6 @@ __all__ = ['PRECISIONS', 'RECIPES', 'SIZES', 'Recipe', 'documents_of', 'text_for
 # %% ../nbs/47_recipe.ipynb #imports
 import json
 import os
-import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -29,7 +28,7 @@ from .data import split_stream, stdlib_text, write_tokens
 from .distributed import ALONE, SPREADS, World, replicate, shard
 from .model import GPT
 from .optim import muon_for, trapezoid
-from .tinytown import Tinytown, blend
+from .tinytown import Tinytown
 from .tokenizer import Tokenizer, train_tokenizer
 from .training import Step, TrainingDiverged, evaluate, train
 
@@ -43,10 +42,10 @@ class Recipe:
     data: str = "tinytown"          # "tinytown", "stdlib", or a path to a file or folder
     megabytes: float = 36.0         # text to make, 1e6 bytes; a path of yours is read whole
     practice: float = 0.2           # Tinytown: how far training evens out the kinds' shares
-    vocab_size: int = 2560          # V wanted; a short text gives fewer, and the model follows
+    vocab_size: int = 3072          # V wanted; a short text gives fewer, and the model follows
     model: ModelConfig = field(default_factory=lambda: ModelConfig(
-        2560, d_model=192, n_head=4, n_kv_head=2, d_ff=384, qk_norm=True, rope_theta=100.0))
-    steps: int = 3500               # optimizer steps
+        3072, d_model=160, n_head=4, n_kv_head=2, d_ff=432, qk_norm=True))
+    steps: int = 4000               # optimizer steps
     batch_size: int = 8             # windows in a step
     n_micro: int = 1                # parts that a batch is cut into, to save memory
     lr: float = 0.008               # Muon's peak rate
@@ -193,10 +192,8 @@ def prepare(
 ) -> Recipe:                      # with the vocabulary and the steps that it really gets
     "Make the tokenizer and the token files of a run, and write the recipe down last."
     folder = Path(folder)
-    texts = documents_of(replace(recipe, practice=0.0))      # words of the town's own mix
-    if recipe.data == "tinytown":                    # a stranger's name is spelled like a resident's
-        texts = map(partial(blend, rng=random.Random(recipe.seed)), texts)
-    tokenizer = train_tokenizer(text_for_tokenizer(texts), recipe.vocab_size)
+    as_it_is = replace(recipe, practice=0.0)         # words are learned from the town's own mix
+    tokenizer = train_tokenizer(text_for_tokenizer(documents_of(as_it_is)), recipe.vocab_size)
     recipe = replace(recipe, vocab_size=tokenizer.vocab_size,
                      model=replace(recipe.model, vocab_size=tokenizer.vocab_size))
     new = not folder.exists()
@@ -317,7 +314,7 @@ def run(
     evaluate_every: int = 200,      # steps between looks at the validation text
     save_every: int = 200,          # steps between checkpoints
     tensorboard: bool = False,      # write TensorBoard's files, too
-    world: World = ALONE,           # the processes that share the work (chapter 46)
+    world: World = ALONE,           # the processes that share the work (`distributed`)
     how: str = "replicate",         # how the model is spread over them, or "shard"
     compiled: bool = False,         # let torch.compile write code for this model and machine
 ) -> Iterator[Report]:              # one report a step; closing the iterator saves

@@ -31,7 +31,7 @@ class Step:
 
 # %% ../nbs/42_training.ipynb #training-diverged
 class TrainingDiverged(ArithmeticError):
-    "The loss or the gradient is no number any more, or the loss has exploded."
+    "The loss or the gradient is not a number any more, or the loss has exploded."
 
 
 def diagnosis(
@@ -40,20 +40,20 @@ def diagnosis(
     grad_norm: float,
     share: float,             # of the peak rate, in the step before this one
 ) -> str:                     # one sentence
-    "The likely cause, from the first thing that is no number."
+    "The likely cause, from the first tensor that is not a number."
     lower = "lower the rate or warm up longer"
     for name, p in model.named_parameters():
         if not p.isfinite().all():
-            return f"{name} is no number since the step before, at {share:.0%} of the rate: {lower}"
+            return f"{name} became infinite or not a number in the step before, at {share:.0%} of the rate: {lower}"
     if not math.isfinite(loss):
         return ("all weights are numbers, so the batch or a lower precision is at fault: "
                 "look at its tokens, or train in float32")
     for name, p in model.named_parameters():
         if p.grad is not None and not p.grad.isfinite().all():
-            return f"the gradient of {name} has overflown: {lower}"
+            return f"the gradient of {name} has overflowed: {lower}"
     if not math.isfinite(grad_norm):
-        return f"the gradient as a whole has overflown: {lower}"
-    return f"the model is worse than one that knows nothing: {lower}"
+        return f"the gradient as a whole has overflowed: {lower}"
+    return f"the loss is above that of uniform guessing: {lower}"
 
 # %% ../nbs/42_training.ipynb #accumulate-gradients
 def accumulate_gradients(
@@ -92,7 +92,7 @@ def train(
     balance: float = 0.01,                          # of the experts' load, if there are experts
     first_step: int = 0,                            # steps taken before, when a run resumes
     rank: int = 0,                                  # which process this is, of
-    n_processes: int = 1,                           # how many that share each batch (chapter 46)
+    n_processes: int = 1,                           # how many that share each batch (`distributed`)
     precision: torch.dtype = torch.float32,         # of the products; bfloat16 on a GPU
 ) -> Iterator[Step]:                                # one report a step; the caller does the rest
     "Train, and report. A TrainingDiverged names the step, the batch and the likely cause."

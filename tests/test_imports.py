@@ -124,6 +124,16 @@ def test_everything_public_names_its_types(name):
     assert not bare
 
 
+def test_nothing_refers_to_a_chapter_by_its_number():
+    "The order may change: prose links to titles, code names modules."
+    bare = re.compile(r"\bchapters? \d\d\b", re.I)
+    root = FOLDER.parent
+    files = [*FOLDER.glob("*.py"), *(root / "nbs").glob("*.ipynb"), root / "README.md",
+             root / "index.md", *(root / "book/_static/page").glob("*.js")]
+    found = [f"{p.name}: {m[0]}" for p in files for m in bare.finditer(p.read_text("utf-8"))]
+    assert not found
+
+
 def test_imports_are_silent():
     "No print, no warning, no seed."
     code = "import random, torch; before = random.getstate(), torch.get_rng_state().tolist()\n"

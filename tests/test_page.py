@@ -1,4 +1,4 @@
-"""The live pages: the JavaScript engine must find what the golden file of chapter 76 says."""
+"""The live pages: the JavaScript engine must find what the golden file says."""
 import json
 import os
 import shutil

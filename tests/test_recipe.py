@@ -116,7 +116,7 @@ def test_what_is_no_number_is_named():
     assert "gradient of 1.weight" in diagnosis(model, 1.0, float("inf"), 0.5)
     with torch.no_grad():
         model[0].weight[0, 0] = torch.nan
-    assert diagnosis(model, float("nan"), 1.0, 0.25).startswith("0.weight is no number")
+    assert diagnosis(model, float("nan"), 1.0, 0.25).startswith("0.weight became infinite")
     assert "25% of the rate" in diagnosis(model, float("nan"), 1.0, 0.25)
 
 

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from minigpt import tinytown as tt
-from minigpt.tinytown import KINDS, QUESTIONS, Chooser, Question, Scene, Tinytown
+from minigpt.tinytown import KINDS, QUESTIONS, SHARES, Chooser, Question, Scene, Tinytown
 
 SHA256 = "336532e6dba596af6955d4bf2888e0049c14fbb51a59b603f15e6260366fad82"
 WORD = re.compile(r"[A-Za-z]+(?:[-'][a-z]+)*")
@@ -26,15 +26,27 @@ def corpus(town):
 
 
 @pytest.fixture(scope="module")
-def prose(corpus):
+def notes(town):
+    return [town.document(random.Random(seed), "newcomers") for seed in range(4_000)]
+
+
+@pytest.fixture(scope="module")
+def truths(corpus):
+    "What is told as true of the town: a note may pretend something else."
     return "\n".join(d.text for d in corpus if d.kind != "note")
+
+
+@pytest.fixture(scope="module")
+def prose(truths, notes):
+    return "\n".join([truths, *(d.text for d in notes)])
 
 
 def slots():
     "Every list of patterns of which a document chooses one."
     yield from (tt.PORTRAIT_OPENINGS, tt.PORTRAIT_CLOSINGS, tt.TALE_ONCE, tt.TALE_ONE_DAY,
                 tt.TALE_TODAY, tt.ASIDES, tt.DIALOGUE_OPENINGS, tt.DIALOGUE_GOODBYES, tt.SUMS,
-                tt.MESSAGES, *tt.PORTRAIT_FACTS.values())
+                tt.MESSAGES, tt.ARRIVALS, tt.PRETENCES, *tt.PORTRAIT_FACTS.values(),
+                *tt.NOTE_FACTS.values())
     for sections in (tt.TALES, tt.DIALOGUES):
         for section in sections.values():
             yield from section
@@ -75,7 +87,7 @@ def test_the_world_is_large_enough(town, prose):
     assert len({w.lower() for w in WORD.findall(prose)}) >= 1_000
     assert len(tt.TALES) >= 10
     assert all(len(train) >= 8 and len(held) >= 3 for train, held, _ in QUESTIONS.values())
-    assert all(12 <= len(values) <= 100 for values in tt.CANDIDATES.values())
+    assert all(12 <= len(values) <= 400 for values in tt.CANDIDATES.values())
 
 
 def test_the_corpus_stops_at_its_size(town, corpus):
@@ -86,13 +98,13 @@ def test_the_corpus_stops_at_its_size(town, corpus):
 
 def test_kinds_come_in_their_shares(corpus):
     counts = Counter(d.kind for d in corpus)
-    assert set(counts) == set(KINDS)
-    for kind, (_, share) in KINDS.items():
+    assert set(counts) == set(SHARES) == set(KINDS) - {"newcomers"}
+    for kind, share in SHARES.items():
         assert counts[kind] / len(corpus) == pytest.approx(share, abs=0.02)
 
 
-def test_documents_are_short(corpus):
-    assert all(80 <= len(d.text) <= 900 for d in corpus)
+def test_documents_are_short(corpus, notes):
+    assert all(80 <= len(d.text) <= 1_000 for d in [*corpus, *notes])
     tales = [d.text for d in corpus if d.kind == "tale"]
     once = sum(t.startswith("Once upon a time") for t in tales) / len(tales)
     assert once == pytest.approx(0.2, abs=0.03)
@@ -108,7 +120,7 @@ def test_bits_are_the_cost_of_the_path(town):
 
 
 def test_a_given_kind_saves_the_bits_of_choosing_it(town):
-    for kind, (_, share) in KINDS.items():
+    for kind, share in SHARES.items():
         rng = random.Random(3)
         rng.random()                                       # the draw of the kind
         given = town.document(rng, kind)
@@ -160,12 +172,12 @@ def test_entropy_is_that_of_a_language_worth_learning(corpus):
 
 # --- truth
 
-def test_no_document_contradicts_the_facts(town, prose):
+def test_no_document_contradicts_the_facts(town, truths):
     people = {p.name: p for p in town.people}
     pets = {p.pet_name: p for p in town.people}
     names, jobs = "|".join(people), "|".join(tt.JOBS)
     kinds, calls = "|".join(tt.PETS), "|".join(pets)
-    def claims(pattern): return re.findall(pattern, prose)
+    def claims(pattern): return re.findall(pattern, truths)
     checks = {
         "job": [people[n].job == j for n, j in
                 claims(rf"\b({names})(?:,| is an?| the) ({jobs})\b")],
@@ -302,7 +314,7 @@ def test_strangers_are_never_mentioned(town, corpus):
     strangers = [town.stranger(rng) for _ in range(500)]
     assert len({s.name for s in strangers}) == 32
     assert not words & {s.name for s in strangers}
-    assert not words & {s.pet_name for s in strangers}
+    assert not {s.pet_name for s in strangers} & {p.pet_name for p in town.people}
     assert words >= {p.name for p in town.people} | {p.pet_name for p in town.people}
 
 
@@ -310,7 +322,8 @@ def test_held_out_phrasings_never_appear(town, corpus):
     held = {q.text for q in town.questions(held_out=True)}
     trained = {q.text for q in town.questions()}
     assert not held & trained
-    said = {line[3:] for d in corpus for line in d.text.splitlines() if line.startswith("Q: ")}
+    said = {line[3:] for d in corpus if d.kind == "questions"
+            for line in d.text.splitlines() if line.startswith("Q: ")}
     assert said <= trained and not said & held
     text = "\n".join(d.text for d in corpus)
     for _, phrasings, _ in QUESTIONS.values():
@@ -324,6 +337,88 @@ def test_held_out_questions_use_known_words(prose):
     for _, phrasings, _ in QUESTIONS.values():
         for pattern in phrasings:
             assert set(WORD.findall(re.sub(r"\{\w+\}('s)?", "", pattern))) <= known, pattern
+
+
+# --- newcomers
+
+def read(note, text):
+    "What a careful reader finds in a note: the sentence that answers a question."
+    return [line for line in re.split(r"(?<=[.!?]) ", note.replace("Note: ", "")) if text in line]
+
+
+def test_newcomers_live_in_one_document_only(town, notes):
+    "Their names are made up, and belong to nobody in town and to no stranger."
+    named = [re.findall(r"(?:called|name:|Meet|hello to|welcome) ([A-Z]\w+)", d.text.split("\nQ:")[0])
+             for d in notes if not any(p.split("{")[0] in d.text for p in tt.PRETENCES)]
+    names = Counter(name for found in named for name in found)
+    assert len(names) > 1_000
+    assert not (set(names) - set(tt.NAMES["pet"])) & set(tt.EVERYBODY)
+
+
+@pytest.mark.parametrize("kind", ["told", "untold", "absent", "pretend"])
+def test_a_note_is_asked_what_it_says_and_what_it_does_not(town, kind):
+    for q in town.newcomers(400, kind, seed=3):
+        note = q.note
+        assert q.prompt == f"{note}\nQ: {q.text}\nA:" and note.startswith("Note: ")
+        told = kind in ("told", "pretend")
+        assert q.answer.startswith(tt.DOES_NOT_SAY) != told
+        value = re.sub(r"^an? ", "", q.answer)
+        assert (re.search(rf"\b{re.escape(value)}\b", note, re.I) is not None) == told
+        assert (q.subject in note) == (kind != "absent")
+        assert q.is_correct(f"{q.subject}: {q.answer}." if told else q.answer)
+        assert not q.is_correct(f"{tt.DOES_NOT_SAY} that." if told else f"{q.subject} is a baker.")
+
+
+def test_what_a_note_pretends_is_not_true(town):
+    for q in town.newcomers(300, "pretend", seed=4):
+        if q.relation != "owner":
+            assert q.subject in {p.name for p in town.people}
+            assert town.truth(q.subject, q.relation) != q.answer
+
+
+def test_exams_use_words_and_people_that_the_corpus_never_uses(town, corpus):
+    said = {line[3:] for d in corpus for line in d.text.splitlines() if line.startswith("Q: ")}
+    exam = town.newcomers(300, "told", seed=5)
+    assert not said & {q.text for q in exam}
+    assert {q.subject for q in exam if q.relation != "owner"} <= set(town._strangers)
+    practice = town.newcomers(300, "told", seed=5, held_out=False)
+    assert not {q.subject for q in practice} & set(town._strangers)
+    with pytest.raises(ValueError, match="kind='false' is not a kind of question"):
+        town.newcomers(1, "false")
+
+
+def test_answers_about_newcomers_follow_from_their_note(notes):
+    "Every answer that is not a refusal repeats words of the note."
+    n = 0
+    for d in notes:
+        note, *pairs = re.split(r"\nQ: ", d.text)
+        for pair in pairs:
+            answer = pair.split("\nA: ")[1]
+            if not answer.startswith(tt.DOES_NOT_SAY):
+                value = re.search(r"\b(?:is called|is an?|lives on|has an?|likes to eat|friend is|"
+                                  r"likes to go to|enjoys|is|belongs to) "
+                                  r"([\w' -]+?)(?: years old)?\.$", answer)[1]
+                assert re.search(rf"\b{re.escape(value)}\b", note, re.I), d.text
+                n += 1
+    assert n > 10_000
+
+
+def test_a_name_comes_apart_in_one_way_only():
+    "Else two paths would write one name."
+    made = Counter(head + tail for head in tt.HEADS for tail in tt.TAIL_SHARES)
+    assert max(made.values()) == 1 and sum(tt.TAIL_SHARES.values()) == pytest.approx(1)
+    assert {tt.pronoun_for(name) for name in tt.NAMES["she"]} == {"she"}
+    assert tt.pronoun_for("Rosina") == "she"
+
+
+def test_blended_text_has_no_frequent_name(town, corpus):
+    "So that a tokenizer spells everybody, and gives each pet's name the same chance."
+    rng = random.Random(0)
+    def words(texts): return Counter(w for text in texts for w in re.findall(r"\w+", text))
+    texts = [d.text for d in corpus[:3000]]
+    plain, blended = words(texts), words(tt.blend(text, rng) for text in texts)
+    assert 4 * max(blended[p.name] for p in town.people) < min(plain[p.name] for p in town.people)
+    assert max(blended[n] for n in tt.NAMES["pet"]) < 4 * min(blended[n] for n in tt.NAMES["pet"])
 
 
 # --- grading

@@ -2,7 +2,7 @@
    It reads the files that `minigpt train` writes, and does for one token at a time what chapters
    21, 31 to 37, 50 and 51 do in PyTorch. Shapes stand in comments, as in the book. */
 
-// ---- Text to tokens and back (chapter 21) ------------------------------------------------------
+// ---- Text to tokens and back (`tokenizer`) ------------------------------------------------------
 // Bytes are kept in strings of one letter a byte: they compare fast and are keys of a Map.
 const SPACE = "\\t-\\r \\u0085\\u00a0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000";
 const CHUNK = new RegExp([
@@ -92,7 +92,7 @@ export class Tokenizer {
   }
 }
 
-// ---- Weights from a file (chapter 43) ----------------------------------------------------------
+// ---- Weights from a file (`checkpoint`) ----------------------------------------------------------
 /** 16-bit floats to 32-bit ones: bfloat16 is the upper half of a float32, F16 has 5 + 10 bits. */
 function widen(halves, dtype) {
   if (dtype === "BF16") return new Float32Array(Uint32Array.from(halves, (h) => h << 16).buffer);
@@ -121,7 +121,7 @@ export function readSafetensors(buffer) {
   return { about: JSON.parse(notes?.about ?? "{}"), tensors };
 }
 
-// ---- The arithmetic (chapters 31 to 37) --------------------------------------------------------
+// ---- The arithmetic (`position` to `model`) --------------------------------------------------------
 /** y = W x + b. W (M, N), x (N,), b (M,) or nothing. */
 function linear(W, x, b) {
   const N = x.length, y = new Float32Array(W.length / N);
@@ -223,7 +223,7 @@ export class GPT {
     }
   }
 
-  /** An empty KV cache (chapter 51). Setting `length` back forgets the tokens after it. */
+  /** An empty KV cache (`cache`). Setting `length` back forgets the tokens after it. */
   newCache() {
     const room = () => new Float32Array(this.cfg.context_length * this.d_kv);
     const layer = () => ({ keys: room(), values: room() });
@@ -335,8 +335,8 @@ export class GPT {
   }
 }
 
-// ---- The dice (chapter 50) ---------------------------------------------------------------------
-/** Logits (V,) to chances (V,), by the rules of chapter 50 in the command line's order: penalties,
+// ---- The dice (`sampling`) ---------------------------------------------------------------------
+/** Logits (V,) to chances (V,), by the rules of `sampling` in the command line's order: penalties,
     top_k, top_p, min_p, temperature. past: the ids so far, markers left out. */
 export function chances(logits, past, { temperature = 1, top_k = 0, top_p = 1, min_p = 0,
   repetition = 1, frequency = 0, presence = 0 } = {}) {
