@@ -190,6 +190,8 @@ def read_rope(
         raise ValueError(f"partial_rotary_factor is {partial!r}; minigpt knows only 1")
     if kind == "default":
         return found
+    if kind == "yarn" and found["rope_theta"] == 1:
+        raise ValueError("rope scaling 'yarn' needs a rope_theta other than 1")
     if kind == "yarn" and "original_length" in numbers:
         numbers = {"factor": longest / numbers["original_length"]} | numbers
     missing = [STRETCH_KEYS[kind][ours] for ours in NEEDED[kind] if ours not in numbers]
@@ -238,9 +240,9 @@ def check_fields(
             raise ValueError(f"{key} is {their[key]!r:.80}, and minigpt does not know this field")
     window = their.get(family.fields.get("window"), None)
     kind = "full_attention" if window is None else "sliding_attention"
-    if their.get("layer_types") not in (None, [kind] * their[family.fields["n_layer"]]):
-        raise ValueError(f"layer_types is {their['layer_types']!r:.80}; minigpt knows only "
-                         f"{kind} in every layer")
+    types, n_layer = their.get("layer_types"), their[family.fields["n_layer"]]
+    if types is not None and (set(types) != {kind} or len(types) != n_layer):
+        raise ValueError(f"layer_types is {types!r:.80}; minigpt knows only {kind} in every layer")
 
 # %% ../nbs/71_real_weights.ipynb #write-config
 def read_config(
@@ -651,11 +653,10 @@ def from_huggingface(
         raise ValueError(f"{folder / 'config.json'} says {architecture}, and model_type "
                          f"{their['model_type']!r}; only one can be true")
     try:
-        cfg = read_config(family, their)
-    except (ValueError, TypeError, AttributeError) as e:
+        with torch.device("meta"):
+            model = GPT(read_config(family, their))          # shapes, and no memory
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as e:
         raise ValueError(f"{folder / 'config.json'}: {e}") from e
-    with torch.device("meta"):
-        model = GPT(cfg)                             # shapes, and no memory
     read_weights(model, family, shards_in(folder), dtype)
     return model.eval(), open_tokenizer(folder, their)
 

@@ -1,4 +1,4 @@
-"Grammars and other people's tokenizers: masks as llguidance's own adapter gives them, texts that fit."
+"Grammars and other people's tokenizers: masks as llguidance's adapter has them, texts that fit."
 import json
 import random
 import re
@@ -87,20 +87,22 @@ def test_masks_equal_those_of_the_library_s_own_adapter(pair, name):
         text = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(grammar), overrides={
             "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "})
     constraint, rng = maker(ours, grammar), random.Random(0)
+    n = adapter.vocab_size                     # where ids have gaps, it leaves out the last
+    assert n == len(constraint([])) or n == ours.vocab_size < ours.n_ids
     for _ in range(5):
         matcher, ids = llguidance.LLMatcher(adapter, text), []
         for _ in range(20):
             mask, expected = constraint(ids), bits(matcher)
-            n = min(len(mask), len(expected))
-            assert torch.equal(mask[:n], expected[:n]) and not mask[n:].any(), (ids, name)
-            allowed = [i for i in mask.nonzero().flatten().tolist() if i not in ours.stop_ids]
+            assert torch.equal(mask[:n], expected[:n]), ids
+            allowed = [i for i in mask[:n].nonzero().flatten().tolist() if i not in ours.stop_ids]
             if not allowed:
                 break
             ids.append(rng.choice(allowed))
             assert matcher.consume_token(ids[-1])
 
 
-ODD = ["yes", "no", " yes", "the cat", "a.b*c", "#- &~", "línea\n2", "日本", "\\d", "🐕", "'\"", "/x/"]
+ODD = ["yes", "no", " yes", "the cat", "a.b*c", "#- &~", "línea\n2", "日本", "\\d", "🐕", "'\"",
+       "/x/"]
 
 
 def test_the_tokens_of_a_choice_fit(pair):
@@ -140,7 +142,8 @@ def random_schema(rng, depth=2):
     "A schema of the kinds that people write."
     low = rng.randint(-3, 3)
     simple = [
-        {"type": "string", "minLength": 1, "maxLength": 4}, {"type": "string", "pattern": "^[ab]{2}$"},
+        {"type": "string", "minLength": 1, "maxLength": 4},
+        {"type": "string", "pattern": "^[ab]{2}$"},
         {"type": "integer", "minimum": low, "maximum": low + rng.randint(0, 30)},
         {"type": "number", "exclusiveMinimum": low, "maximum": low + 2.5}, {"type": "boolean"},
         {"type": "null"}, {"enum": [1, "two", None, [3], {"four": 4.5}]}, {"const": {"a": ["b"]}},
@@ -155,7 +158,8 @@ def random_schema(rng, depth=2):
         {"type": "array", "prefixItems": inner[:2], "items": False, "minItems": 2},
         {"type": "object", "properties": dict(zip("abc", inner)), "required": ["a", "c"],
          "additionalProperties": False},
-        {"type": "object", "additionalProperties": inner[0], "minProperties": 1, "maxProperties": 2},
+        {"type": "object", "additionalProperties": inner[0], "minProperties": 1,
+         "maxProperties": 2},
         {"anyOf": inner}, {"allOf": [inner[0]]},
         {"$defs": {"x": inner[0]}, "type": "array", "items": {"$ref": "#/$defs/x"}, "maxItems": 2}])
 
@@ -196,7 +200,8 @@ def test_a_refused_pattern_keeps_its_reason(tokenizer, pattern, reason):
 def test_ids_equal_those_of_the_file_on_fuzzed_text(pair, tmp_path):
     ours, theirs = pair
     engine, rng = theirs.backend_tokenizer, random.Random(0)
-    pieces = [*" ".join(TEXTS).split(" "), END_OF_TEXT, "<s>", "<tool>", "x", " ", "  ", "\n", "\x00"]
+    pieces = [*" ".join(TEXTS).split(" "), END_OF_TEXT, "<s>", "<tool>", "x", " ", "  ", "\n",
+              "\x00"]
     for _ in range(300):
         text = "".join(rng.choices(pieces, k=rng.randint(0, 12)))
         for allow in (True, False):
@@ -243,7 +248,8 @@ def test_a_token_without_a_row_is_named(small):
         with pytest.raises(ValueError, match="the token 'zz' has the id .* the model knows only"):
             ask()
     assert isinstance("".join(complete(model, tokenizer, "The", 5)), str)
-    text = "".join(complete(model, tokenizer, "The", 40, allowed=is_one_of(tokenizer, ["zz", "dog"])))
+    allowed = is_one_of(tokenizer, ["zz", "dog"])
+    text = "".join(complete(model, tokenizer, "The", 40, allowed=allowed))
     assert text in ("zz", "dog")
 
 
