@@ -49,11 +49,12 @@ def beam_search(
     if len(ids) + max_tokens - 1 > limit:
         raise ValueError(f"{len(ids)} tokens and {max_tokens} new ones do not fit context_length="
                          f"{limit}; ask for fewer")
-    cache, fresh = KVCache(model.cfg, 1, len(ids) + max_tokens), torch.tensor([list(ids)])
+    cache, fresh = KVCache.for_model(model, 1, len(ids) + max_tokens), torch.tensor([list(ids)])
     beams, totals, finished = [()], torch.zeros(1, dtype=torch.float64), []
     for n in range(1, max_tokens + 1):
-        logits = model.logits(model.hidden(fresh, cache)[:, -1])             # (beams, V)
-        all_totals = totals[:, None] + logits.double().log_softmax(dim=-1)
+        x = model.hidden(fresh.to(model.device), cache)[:, -1]               # (beams, D)
+        logits = model.logits(x).cpu().double()                              # (beams, V)
+        all_totals = totals[:, None] + logits.log_softmax(dim=-1)
         V = logits.shape[1]
         # enough: each beam can end once with each stop token, and n_beams others go on
         wanted = min(all_totals.numel(), n_beams * (1 + len(stop_ids)))

@@ -20,7 +20,7 @@ from .attention import CausalSelfAttention, attend_fused
 from .block import Block
 from .config import ModelConfig
 from .mlp import MLP, SwiGLU
-from .model import GPT, check_length
+from .model import GPT, as_dtype, check_length
 from .norm import LayerNorm, RMSNorm
 from .position import NoPosition
 
@@ -59,13 +59,30 @@ class KVCache:
         cfg: ModelConfig,                       # shapes: L, G, Dh
         batch_size: int = 1,                    # B
         max_length: int | None = None,          # S at most; None: the whole context
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str = torch.float32,
         device: torch.device | str = "cpu",
     ):
         max_length = cfg.context_length if max_length is None else max_length
-        room = [torch.empty(cfg.n_layer, batch_size, heads, max_length, width, dtype=dtype,
-                            device=device) for heads, width in cfg.cache_shape]
+        room = [torch.empty(cfg.n_layer, batch_size, heads, max_length, width,
+                            dtype=as_dtype(dtype), device=device)
+                for heads, width in cfg.cache_shape]
         self.layers = [LayerCache(keys, values) for keys, values in zip(*room)]
+
+    @classmethod
+    def for_model(
+        cls,
+        model: nn.Module,                 # a GPT, or another model with its config and embedding
+        batch_size: int = 1,              # B
+        max_length: int | None = None,    # S at most; None: the whole context
+    ) -> "KVCache":
+        "An empty cache in the precision of a model, and where the model is."
+        weight = model.embedding.weight
+        return cls(model.cfg, batch_size, max_length, weight.dtype, weight.device)
+
+    def __repr__(self) -> str:
+        keys = self.layers[0].keys
+        return (f"KVCache({self.length} of {keys.shape[2]} tokens, {len(self.layers)} layers, "
+                f"{keys.shape[0]} rows, {keys.dtype}, {keys.device})".replace("torch.", ""))
 
     def __getitem__(self, layer: int) -> LayerCache:
         "The cache of one layer."
@@ -86,6 +103,7 @@ class KVCache:
         rows: Tensor,             # (B',) int64 which rows to keep, in order; one may come twice
     ) -> None:
         "Keep some texts of the batch, or put them into another order."
+        rows = rows.to(self.layers[0].keys.device)
         for layer in self.layers:
             for name in ("keys", "values"):
                 old = getattr(layer, name)

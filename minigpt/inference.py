@@ -89,11 +89,11 @@ def write(
     allowed: Allowed | None = None,     # what a grammar permits next (`constrained`)
 ) -> Iterator[list[int | None]]:        # a token for each text; None for those that are done
     "Prefill once, then draw a token for every text at a time, until all are done."
-    limit, weight = model.cfg.context_length, model.embedding.weight
+    limit, device = model.cfg.context_length, model.device
     check_prompts(texts, limit, max_tokens, overflow)
     decoder = decoder_for(model, len(texts))
     alone = decoder is not None and decoder.layout != "packed"
-    count = sum(p.numel() for p in model.parameters())
+    count = model.num_parameters()
     past = pad_left([text.ids for text in texts], -1)[0].numpy()             # (B, S)
     past = np.where(np.isin(past, list(stop_ids)), -1, past)     # a marker is no word: no penalty
     cache, going, padding, room = None, list(range(len(texts))), None, 0
@@ -116,7 +116,7 @@ def write(
             kept = torch.tensor([going.index(i) for i in left])
             past, padding = past[kept.numpy()], None if padding is None else padding[kept]
             if cache is not None:
-                cache.select(kept.to(weight.device))
+                cache.select(kept)
             going = left                             # the rows of the cache and of the past
         newest = [text.ids[-1] for text in now]
         if n:
@@ -125,14 +125,14 @@ def write(
         if not filled:               # the beginning, after a slide, or the room is used up
             fresh, padding = pad_left([text.window for text in now], 0)
             room = min(limit, fresh.shape[1] + max_tokens - n)
-            cache = KVCache(model.cfg, len(now), room, weight.dtype, weight.device)
+            cache = KVCache.for_model(model, len(now), room)
         with one_thread(alone and (filled or fresh.numel() * count < SHORT)):
             if filled and decoder is not None:
                 logits = decoder.step(newest, cache, padding)                # (B, V)
             else:
                 fresh = torch.tensor(newest)[:, None] if filled else fresh
-                pads = None if padding is None else padding.to(weight.device)
-                x = model.hidden(fresh.to(weight.device), cache, pads)[:, -1]        # (B, D)
+                pads = None if padding is None else padding.to(device)
+                x = model.hidden(fresh.to(device), cache, pads)[:, -1]        # (B, D)
                 logits = model.logits(x).float().cpu()
             drawn = draw(logits, now, torch.from_numpy(past), rules, stop_ids, allowed)
         tokens = dict(zip(left, drawn))

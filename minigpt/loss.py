@@ -40,8 +40,8 @@ class SaidMinusTrue(torch.autograd.Function):
         surprise = behind - said.amax(dim=-1).log()                          # stays exact at 0
         if ctx.needs_input_grad[0]:
             ctx.gradient = said.scatter_add_(1, true, said.new_full(true.shape, -1))
-            ctx.gradient[~counted] = 0
-        return surprise[counted].sum()
+            ctx.gradient.masked_fill_(~counted[:, None], 0)
+        return surprise.masked_fill(~counted, 0).sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -106,10 +106,13 @@ def document_loss(
     batch_size: int = 32,           # documents at a time
 ) -> Tensor:                        # (n_documents,) nats for the whole document and its end
     "How surprising each document is to the model, in all. Compare it with what it cost to choose."
+    device = next(model.parameters()).device if isinstance(model, torch.nn.Module) else None
     order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
-    nats = torch.zeros(len(documents))
+    nats = torch.zeros(len(documents), device=device)
     for start in range(0, len(order), batch_size):
         rows = order[start:start + batch_size]
-        inputs, targets = pad_documents([documents[i] for i in rows], end_of_text)
-        nats[rows] = cross_entropy(model(inputs).float(), targets, "none").sum(dim=1)
+        padded = pad_documents([documents[i] for i in rows], end_of_text)
+        inputs, targets = (ids.to(device) for ids in padded)
+        sums = cross_entropy(model(inputs).float(), targets, "none").sum(dim=1)
+        nats[torch.tensor(rows, device=device)] = sums
     return nats

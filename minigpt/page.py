@@ -57,12 +57,12 @@ def attention_rows(
     ids: Sequence[int],     # T token ids
 ) -> list[Tensor]:          # for each layer (H, T, T) what each token reads; rows sum to 1
     "The weights of every layer and head, by the plain formula of `attend`."
-    places = torch.arange(len(ids))
-    x = model.position.embed(model.embedding(torch.tensor([list(ids)])), places)
-    rotation, T, rows = model.position.rotation(places), len(ids), []
-    bias = model.position.bias(T, T)
-    mask = (torch.zeros(T, T) if bias is None else bias).masked_fill(
-        window_mask(T, T, model.cfg.window or T), -torch.inf)
+    T, device = len(ids), model.device
+    places, rows = torch.arange(T, device=device), []
+    x = model.position.embed(model.embedding(torch.tensor([list(ids)], device=device)), places)
+    rotation, bias = model.position.rotation(places), model.position.bias(T, T)
+    mask = (torch.zeros(T, T, device=device) if bias is None else bias).masked_fill(
+        window_mask(T, T, model.cfg.window or T, device), -torch.inf)
     for block in model.blocks:
         read = block.attention_norm(x) if block.norm_first else x
         q, k, _ = block.attention.project(read, rotation)
@@ -79,10 +79,10 @@ def greedy(
     n_new: int,             # tokens to add at most
 ) -> list[int]:             # the new ones
     "The likeliest token, again and again: no chance, so that two programs can agree."
-    cache = KVCache(model.cfg, dtype=model.embedding.weight.dtype)
+    cache = KVCache.for_model(model)
     new, fresh = [], list(ids)
     while len(new) < n_new and len(ids) + len(new) < model.cfg.context_length:
-        new.append(int(model(torch.tensor([fresh]), cache)[0, -1].argmax()))
+        new.append(int(model(torch.tensor([fresh], device=model.device), cache)[0, -1].argmax()))
         fresh = new[-1:]
     return new
 
@@ -124,7 +124,7 @@ def golden(
     runs = []
     for prompt in prompts:
         ids = tokenizer.prompt_ids(prompt)[:model.cfg.context_length]
-        logits = model(torch.tensor([ids]))[0]
+        logits = model(torch.tensor([ids], device=model.device))[0].cpu()
         places = sorted({0, len(ids) // 2, len(ids) - 1})
         runs.append({
             "prompt": prompt, "ids": ids, "places": places, "logits": logits[places].tolist(),
@@ -156,8 +156,8 @@ def gaps(
     same = 0
     for run in jar["runs"]:
         ids = run["ids"]
-        logits = model(torch.tensor([ids]))[0]
-        rows = [layer[:, -1] for layer in attention_rows(model, ids)]
+        logits = model(torch.tensor([ids], device=model.device))[0].cpu()
+        rows = [layer[:, -1].cpu() for layer in attention_rows(model, ids)]
         pairs = [("logits", logits[run["places"]], run["logits"])]
         pairs += [("attention", row, told) for row, told in zip(rows, run["attention"])]
         pairs += [("chances", chances(logits[-1], ids[1:], c["settings"]), c["probs"])

@@ -116,6 +116,7 @@ def token_counts(
     B, V = logits.shape
     counts = torch.zeros(B, V + 1, dtype=torch.long, device=logits.device)
     if past is not None:
+        past = past.to(logits.device)
         counts.scatter_add_(1, past.masked_fill(past < 0, V), torch.ones_like(past))
     return counts[:, :V]
 
@@ -206,6 +207,7 @@ def sample(
     past: Tensor | None = None,             # (B, S) int64 tokens so far; -1 where there is none
 ) -> Tensor:                                # (B,) int64 one token a row
     "Let the rules reshape the distribution, then draw from what is left."
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))     # 16 bits: too coarse
     for rule in rules:
         logits = rule(logits, past)
     if greedy := any(getattr(rule, "greedy", False) for rule in rules):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .data import Batches
 from .loss import cross_entropy, shift
+from .model import as_dtype
 from .moe import balance_loss, watch_routers
 from .optim import clip_gradients
 
@@ -62,10 +63,10 @@ def accumulate_gradients(
     n_micro: int = 1,            # parts to cut it into, one after another, to save memory
     balance: float = 0.0,        # weight of the experts' balance loss, if the model has any
     n_targets: float = 0.0,      # to divide the sum of losses by; 0: the targets in ids
-    precision: torch.dtype = torch.float32,    # of the products; weights and loss stay float32
+    precision: torch.dtype | str = torch.float32,   # of the products; weights, loss stay float32
 ) -> float:                      # nats a token, mean over the whole batch, without the balance
     "Gradients of the mean loss of the whole batch, whatever the cut."
-    total, n_targets = 0.0, n_targets or ids[:, 1:].numel()
+    total, n_targets, precision = 0.0, n_targets or ids[:, 1:].numel(), as_dtype(precision)
     for part in ids.chunk(n_micro):
         inputs, targets = shift(part)
         mixed = torch.autocast(ids.device.type, precision, enabled=precision != torch.float32)
@@ -93,7 +94,7 @@ def train(
     first_step: int = 0,                            # steps taken before, when a run resumes
     rank: int = 0,                                  # which process this is, of
     n_processes: int = 1,                           # how many that share each batch (`distributed`)
-    precision: torch.dtype = torch.float32,         # of the products; bfloat16 on a GPU
+    precision: torch.dtype | str = torch.float32,   # of the products; bfloat16 on a GPU
 ) -> Iterator[Step]:                                # one report a step; the caller does the rest
     "Train, and report. A TrainingDiverged names the step, the batch and the likely cause."
     device = next(model.parameters()).device
