@@ -45,7 +45,8 @@ def diagnosis(
     lower = "lower the rate or warm up longer"
     for name, p in model.named_parameters():
         if not p.isfinite().all():
-            return f"{name} became infinite or not a number in the step before, at {share:.0%} of the rate: {lower}"
+            return (f"{name} became infinite or not a number in the step before, "
+                    f"at {share:.0%} of the rate: {lower}")
     if not math.isfinite(loss):
         return ("all weights are numbers, so the batch or a lower precision is at fault: "
                 "look at its tokens, or train in float32")
