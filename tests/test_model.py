@@ -233,3 +233,16 @@ def test_experts_learn_with_a_balance_loss_whatever_the_cut():
     assert abs(gradients[1, 0.0][0] - gradients[1, 0.1][0]) < 1e-6
     torch.testing.assert_close(gradients[1, 0.0][1], gradients[3, 0.0][1], atol=1e-6, rtol=1e-4)
     assert (gradients[1, 0.0][1] - gradients[1, 0.1][1]).abs().max() > 1e-6
+
+
+def test_torch_export_takes_every_batch_and_length():
+    "One exported program: attention must not decide by a length that is only a symbol."
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(64, n_layer=2, d_model=32, d_ff=64, n_head=4, n_kv_head=2,
+                            context_length=32, qk_norm=True)).eval()
+    free = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
+    program = torch.export.export(model, (torch.zeros(2, 7, dtype=torch.long),),
+                                  dynamic_shapes=(free,)).module()
+    for shape in ((1, 1), (1, 2), (3, 20), (2, 32)):
+        ids = torch.randint(64, shape)
+        torch.testing.assert_close(program(ids), model(ids))
