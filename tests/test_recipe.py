@@ -110,7 +110,7 @@ def test_a_preparation_that_was_stopped_is_in_nobodys_way(tmp_path):
 def test_what_is_no_number_is_named():
     from minigpt.training import diagnosis
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
-    assert "knows nothing" in diagnosis(model, 99.0, 1.0, 0.5)
+    assert "uniform guessing" in diagnosis(model, 99.0, 1.0, 0.5)
     assert "batch or a lower precision" in diagnosis(model, float("nan"), 1.0, 0.5)
     model[1].weight.grad = torch.full((2, 2), torch.inf)
     assert "gradient of 1.weight" in diagnosis(model, 1.0, float("inf"), 0.5)
