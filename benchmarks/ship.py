@@ -19,7 +19,7 @@ from minigpt.inference import complete_batch
 from minigpt.loss import document_loss
 from minigpt.recipe import read_recipe
 from minigpt.sampling import temperature
-from minigpt.tinytown import DOES_NOT_SAY, KINDS, Question, Tinytown
+from minigpt.tinytown import DOES_NOT_SAY, SHARES, Question, Tinytown
 
 UNSEEN = 424_242      # a seed that neither training nor validation uses
 
@@ -82,7 +82,7 @@ def measure(folder: Path) -> dict:
     ids = [tokenizer.encode(d.text) for d in documents]
     bits = document_loss(model, ids, tokenizer.end_of_text) / math.log(2)
     over = {kind: [(b, d.bits) for b, d in zip(bits.tolist(), documents) if d.kind == kind]
-            for kind in KINDS}
+            for kind in SHARES}
     bits, floor = bits.sum().item(), sum(d.bits for d in documents)
     return {
         "recipe": "tinytown",

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 # %% auto #0
-__all__ = ['HOLE', 'NAMES', 'NEWCOMERS', 'JOBS', 'PETS', 'FACTS', 'WORDS', 'MORNINGS', 'PORTRAIT_OPENINGS', 'PORTRAIT_FACTS',
-           'PORTRAIT_CLOSINGS', 'TALE_ONCE', 'TALE_ONE_DAY', 'TALE_TODAY', 'ASIDES', 'TALES', 'DIALOGUE_OPENINGS',
-           'DIALOGUES', 'DIALOGUE_GOODBYES', 'QUESTIONS', 'SHORT_ANSWERS', 'ANSWERS', 'CANDIDATES', 'SUMS', 'NOTE_KEYS',
-           'MESSAGES', 'ARRIVALS', 'PRETENCES', 'NOTE_FACTS', 'UNTOLD', 'DOES_NOT_SAY', 'EVERYBODY', 'PARTS', 'HEADS',
-           'TAIL_SHARES', 'SPELLED', 'PRONOUNS', 'FULL', 'LAYOUTS', 'ASKED', 'KINDS', 'SHARES', 'DEALT', 'Chooser',
-           'with_article', 's_form', 'ing_form', 'count', 'lines', 'table', 'word_lists', 'sections', 'pronoun_for',
-           'blend', 'Person', 'Document', 'Question', 'Scene', 'portrait', 'tale', 'dialogue', 'question_about',
-           'questions', 'sums', 'note', 'Note', 'newcomers', 'shuffled', 'Tinytown']
+__all__ = ['HOLE', 'NAMES', 'NEWCOMERS', 'EVERYBODY', 'JOBS', 'PETS', 'FACTS', 'WORDS', 'MORNINGS', 'PORTRAIT_OPENINGS',
+           'PORTRAIT_FACTS', 'PORTRAIT_CLOSINGS', 'TALE_ONCE', 'TALE_ONE_DAY', 'TALE_TODAY', 'ASIDES', 'TALES',
+           'DIALOGUE_OPENINGS', 'DIALOGUES', 'DIALOGUE_GOODBYES', 'QUESTIONS', 'SHORT_ANSWERS', 'ANSWERS', 'CANDIDATES',
+           'SUMS', 'NOTE_KEYS', 'MESSAGES', 'ARRIVALS', 'PRETENCES', 'NOTE_FACTS', 'UNTOLD', 'DOES_NOT_SAY', 'PARTS',
+           'HEADS', 'TAIL_SHARES', 'SPELLED', 'PRONOUNS', 'RELATIONS', 'LAYOUTS', 'ASKED', 'KINDS', 'SHARES', 'DEALT',
+           'Chooser', 'with_article', 's_form', 'ing_form', 'count', 'lines', 'table', 'word_lists', 'sections',
+           'name_parts', 'pronoun_for', 'blend', 'Person', 'Document', 'Question', 'Scene', 'portrait', 'tale',
+           'dialogue', 'question_about', 'questions', 'sums', 'note', 'Note', 'newcomers', 'shuffled', 'Tinytown']
 
 # %% ../nbs/28_how_tinytown_is_written.ipynb #chooser
 # A document's bits are exact: -log2 of the probability that its choices are drawn. They are also
@@ -174,6 +174,7 @@ he: Aaron, Adam, Adrian, Ahmed, Alan, Aldo, Alfred, Ali, Andre, Anton, Arjun, Ar
     Reuben, Robert, Roland, Roman, Rory, Rudolf, Rupert, Samir, Samuel, Sanjay, Silas, Stefan, Sven,
     Tariq, Tobias, Tomas, Ulrich, Vadim, Vikram, Wendel, Werner, Xavier, Yann, Yasin, Zoltan
 """)
+EVERYBODY = NAMES["she"] + NAMES["he"] + NEWCOMERS["she"] + NEWCOMERS["he"]
 
 # %% ../nbs/28_how_tinytown_is_written.ipynb #jobs
 JOBS = table("""
@@ -1037,8 +1038,7 @@ SHORT_ANSWERS = {
 ANSWERS = {relation: slots[2][0] for relation, slots in QUESTIONS.items()}
 CANDIDATES = FACTS | {
     "job": tuple(JOBS), "pet": tuple(PETS), "pet_name": NAMES["pet"],
-    "friend": NAMES["she"] + NAMES["he"] + NEWCOMERS["she"] + NEWCOMERS["he"],
-    "owner": NAMES["she"] + NAMES["he"] + NEWCOMERS["she"] + NEWCOMERS["he"],
+    "friend": EVERYBODY, "owner": EVERYBODY,
 }
 
 # %% ../nbs/28_how_tinytown_is_written.ipynb #sums
@@ -1145,8 +1145,14 @@ UNTOLD = {relation: what for relation, (what,) in table("""
 DOES_NOT_SAY = "The note does not say"
 
 # %% ../nbs/28_how_tinytown_is_written.ipynb #everybody
-EVERYBODY = NAMES["she"] + NAMES["he"] + NEWCOMERS["she"] + NEWCOMERS["he"]
-PARTS = {name: re.fullmatch(r"(.+?)([aeiouy]+[^aeiouy]*)", name).groups() for name in EVERYBODY}
+def name_parts(
+    name: str,                 # "Abel"
+) -> tuple[str, str]:          # ("Ab", "el")
+    "The head and the tail of a name; the tail begins with its last vowels."
+    return re.fullmatch(r"(.+?)([aeiouy]+[^aeiouy]*)", name).groups()
+
+
+PARTS = {name: name_parts(name) for name in EVERYBODY}
 HEADS = tuple(sorted({head for head, _ in PARTS.values() if head[-1] not in "AEIOUYaeiouy"}))
 TAIL_SHARES = {tail: sum(tail == t for _, t in PARTS.values()) / len(PARTS)
                for tail in sorted({tail for _, tail in PARTS.values()})}
@@ -1156,12 +1162,10 @@ def pronoun_for(
     name: str,         # of anybody: a blend, or one of EVERYBODY
 ) -> str:              # "she" or "he"
     "A blended name follows its tail: whatever most names that end like it belong to."
-    she, he = (names + NEWCOMERS[key] for key, names in NAMES.items() if key != "pet")
-    if name in EVERYBODY:
-        return "she" if name in she else "he"
-    tail = re.search(r"[aeiouy]+[^aeiouy]*$", name)[0]
-    return "she" if 2 * sum(PARTS[n][1] == tail for n in she) >= sum(
-        t == tail for _, t in PARTS.values()) else "he"
+    tail = name_parts(name)[1]
+    alike = [name] if name in EVERYBODY else [n for n in EVERYBODY if PARTS[n][1] == tail]
+    n_she = sum(n in NAMES["she"] + NEWCOMERS["she"] for n in alike)
+    return "she" if 2 * n_she >= len(alike) else "he"
 
 
 SPELLED = re.compile(rf"\b(?:{'|'.join(EVERYBODY + NAMES['pet'])})\b")
@@ -1254,11 +1258,11 @@ class Scene:
     def __init__(
         self,
         chooser: Chooser,
-        subject: dict[str, str],   # the facts of the person it is about
-        town: dict[str, dict],     # the facts of everybody, by name
+        subject: dict[str, str] | None,   # the facts of the person it is about; None: nobody yet
+        town: dict[str, dict],            # the facts of everybody, by name
     ):
         self.chooser, self.town = chooser, town
-        self.cast = {"": dict(subject), "friend": town[subject["friend"]]}
+        self.cast = {"": dict(subject), "friend": town[subject["friend"]]} if subject else {}
         self.used: set[str] = set()
 
     def neighbour(self) -> dict[str, str]:
@@ -1407,7 +1411,7 @@ def note(scene: Scene) -> str:
     return json.dumps(value)
 
 # %% ../nbs/28_how_tinytown_is_written.ipynb #full
-FULL = {"petname": "pet_name"}          # a hole and the relation that it fills, where they differ
+RELATIONS = {"petname": "pet_name"}     # the relation that a hole fills, where names differ
 LAYOUTS = {1: (3, 4, 5, 6), 2: (2, 3), 3: (1, 2), 4: (1, 2)}   # people: facts told of each
 ASKED = {"told": 0.7, "untold": 0.2, "absent": 0.1}               # shares of a note's questions
 
@@ -1439,7 +1443,7 @@ class Note:
             return choose([name for name in self.scene.town if name not in avoid])
         if self.strangers:
             return choose([name for name in self.strangers if name not in avoid])
-        heads = {re.split(r"[aeiouy]+[^aeiouy]*$", name)[0] for name in avoid}
+        heads = {name_parts(name)[0] for name in avoid}
         head = choose([head for head in HEADS if head not in heads])
         shares = {tail: share for tail, share in TAIL_SHARES.items()
                   if head + tail not in EVERYBODY}         # nobody who lives here, and no stranger
@@ -1455,7 +1459,7 @@ class Note:
         avoid = {name, self.scene.town.get(name, {}).get(hole)}
         if hole == "petname":
             avoid |= {facts.get(hole) for facts in self.people.values()}
-        options = self.scene.town if hole == "friend" else CANDIDATES[FULL.get(hole, hole)]
+        options = self.scene.town if hole == "friend" else CANDIDATES[RELATIONS.get(hole, hole)]
         return self.scene.chooser.choose([v for v in options if v not in avoid])
 
     def tell(
@@ -1477,7 +1481,7 @@ class Note:
             for hole in ("pet", "petname") if relation == "pet_name" else (relation,):
                 if hole not in facts:
                     facts[hole] = self.value(name, hole)
-                    self.told.append((name, FULL.get(hole, hole)))
+                    self.told.append((name, RELATIONS.get(hole, hole)))
             if relation == "pet_name":
                 self.told.append((name, "owner"))
             by_name = n % 2 == 1 or facts.get("friend", "nobody") in said[-1]
@@ -1604,8 +1608,9 @@ class Tinytown:
                                                  for share in SHARES.values()])
         elif kind not in KINDS:
             raise ValueError(f"kind={kind!r} is not a kind of document; use {', '.join(KINDS)}")
-        people = list(self._facts)
-        subject = self._facts[people[0] if kind == "newcomers" else chooser.choose(people)]
+        subject = None                          # newcomers make up whom they are about
+        if kind != "newcomers":
+            subject = self._facts[chooser.choose(list(self._facts))]
         text = KINDS[kind][0](Scene(chooser, subject, self._facts))
         return Document(kind, text, chooser.bits)
 
@@ -1668,8 +1673,7 @@ class Tinytown:
         rng, asked = random.Random(seed), []
         names = self._strangers if held_out else ()
         for _ in range(n):
-            scene = Scene(Chooser(rng), self._facts[self.people[0].name], self._facts)
-            note = Note(scene, names, kind == "pretend", held_out)
+            note = Note(Scene(Chooser(rng), None, self._facts), names, kind == "pretend", held_out)
             text = note.write()
             asked.append(note.ask("told" if kind == "pretend" else kind, text))
         return asked

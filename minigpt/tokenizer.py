@@ -38,7 +38,7 @@ def split_chunks(
     "Cut text where no token may cross: between words, digits, signs and line ends."
     return regex.findall(PATTERN, text)
 
-# %% ../nbs/21_tokenizer.ipynb #count-chunks
+# %% ../nbs/21_tokenizer.ipynb #join-surrogates
 def join_surrogates(
     text: str,     # any text
 ) -> str:          # the same, with whole letters
@@ -47,7 +47,7 @@ def join_surrogates(
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
-# %% ../nbs/21_tokenizer.ipynb #c88abd35
+# %% ../nbs/21_tokenizer.ipynb #count-chunks
 def count_chunks(
     texts: Iterable[str],      # documents
 ) -> Counter[bytes]:           # how often each distinct chunk occurs, as UTF-8 bytes
