@@ -361,42 +361,59 @@ class Batches:
                              "give more text or a shorter context")
         self.tokens, self.batch_size, self.seed = tokens, batch_size, seed
         self.context_length, self.end_of_text = context_length, end_of_text
-        self.n_windows = max(1, (len(tokens) - 1) // context_length - 1)
+        self.n_places = -(-(len(tokens) - 1) // context_length)        # rounded up: all targets
+        self.n_windows = self.n_places * (1 if end_of_text is None else 2)     # forward, and back
+
+    def __repr__(self) -> str:
+        return (f"Batches({len(self.tokens):,} tokens: {self.n_windows:,} windows of "
+                f"{self.context_length}, {self.batch_size} in a batch, seed={self.seed})")
 
     def starts(
         self,
         n: int,             # which batch, from 0
     ) -> np.ndarray:        # (B,) int64 where each window begins
-        "Each epoch shifts the windows' borders and deals the windows out anew."
-        slots = n * self.batch_size + np.arange(self.batch_size)
-        starts = np.empty(self.batch_size, np.int64)
+        "Each epoch asks for every target, shifts the borders, and deals the windows out anew."
+        slots, T = n * self.batch_size + np.arange(self.batch_size), self.context_length
+        starts, back = np.empty(self.batch_size, np.int64), np.empty(self.batch_size, bool)
+        room = self.n_places * T - len(self.tokens) + 2          # borders to choose from: 1 to T
         for epoch in np.unique(slots // self.n_windows):
             here = slots // self.n_windows == epoch
             key = self.seed * 7_919 + int(epoch)
-            room = min(self.context_length, len(self.tokens) - self.n_windows * self.context_length)
-            offset = int(shuffled_places(np.array([key % room]), room, key)[0])
+            shift = int(shuffled_places(np.array([key % room]), room, key)[0])
             window = shuffled_places(slots[here] % self.n_windows, self.n_windows, key)
-            starts[here] = window * self.context_length + offset
-        return starts
+            starts[here] = window % self.n_places * T - shift
+            back[here] = window >= self.n_places
+        starts = starts.clip(0, len(self.tokens) - 1 - T)        # the first and the last stay
+        return np.array([self.begin(*both) for both in zip(starts.tolist(), back.tolist())])
+
+    def begin(
+        self,
+        place: int,             # in the row
+        back: bool = False,     # which marker to look for: the last one up to here, or the next
+    ) -> int:                   # where the window begins
+        "The place itself, or a marker near it, if the document behind that fits the window."
+        T, tokens = self.context_length, self.tokens
+        if self.end_of_text is None:
+            return place
+        low = max(0, place - T) if back else place
+        row = read_row(tokens, low, min(place + (1 if back else 2) * T + 1, len(tokens)) - low)
+        marks = np.flatnonzero(row[:-T] == self.end_of_text)
+        mark = int(marks[-1 if back else 0]) if len(marks) else 0
+        fits = len(marks) and self.end_of_text in row[mark + 1:mark + T + 1]
+        return low + mark if fits else place
 
     def window(
         self,
-        start: int,         # a place in the row
+        place: int,         # in the row
     ) -> np.ndarray:        # (T+1,) token ids
-        "The window there, or from the next marker on if the document behind that fits into it."
-        T = self.context_length
-        if self.end_of_text is None:
-            return read_row(self.tokens, start, T + 1)
-        row = read_row(self.tokens, start, min(2 * T + 1, len(self.tokens) - start))
-        marks = np.flatnonzero(row[:-T] == self.end_of_text)
-        fits = len(marks) and self.end_of_text in row[marks[0] + 1:marks[0] + T + 1]
-        begin = marks[0] if fits else 0
-        return row[begin:begin + T + 1]
+        "The window there; with markers, the one that begins at the next, as `begin` says."
+        return read_row(self.tokens, self.begin(place), self.context_length + 1)
 
     def __getitem__(
         self,
         n: int,                         # which batch, from 0; there is always a next one
     ) -> Tensor:                        # (B, T+1) int64 windows; shift() makes inputs and targets
         "Batch number n."
-        rows = [self.window(start) for start in self.starts(n).tolist()]
+        T = self.context_length
+        rows = [read_row(self.tokens, start, T + 1) for start in self.starts(n).tolist()]
         return torch.from_numpy(np.stack(rows).astype(np.int64))

@@ -64,29 +64,63 @@ def test_a_batch_depends_on_its_number_and_the_seed_alone(n, seed):
     assert torch.equal(used[n], Batches(tokens, 4, 16, seed)[n])
 
 
-def test_each_epoch_asks_for_every_token_but_a_few_at_the_ends():
-    batches = Batches(np.arange(1_000), 1, 50)
-    for epoch in range(5):
-        numbers = range(epoch * batches.n_windows, (epoch + 1) * batches.n_windows)
-        asked = {i for n in numbers for i in batches[n][:, 1:].flatten().tolist()}
-        assert asked >= set(range(50, 900))
+def asked(batches, epoch=0):
+    "How often each token of a text that counts up is a target in an epoch."
+    n = batches.n_windows
+    rows = torch.cat([batches[i][:, 1:] for i in range(epoch * n, (epoch + 1) * n)])
+    return np.bincount(rows.flatten().numpy(), minlength=len(batches.tokens))
 
 
-@settings(max_examples=100)
-@given(st.lists(st.integers(0, 30), min_size=3, max_size=40), st.integers(1, 24), seeds)
-def test_short_documents_begin_their_windows_and_long_ones_are_read_as_they_lie(sizes, T, seed):
-    texts = [np.arange(1, size + 1) for size in sizes]                  # 0 marks their borders
-    tokens = np.concatenate([[0], *(np.append(text, 0) for text in texts)])
+@settings(max_examples=150)
+@given(st.integers(2, 300), st.integers(1, 40), seeds)
+def test_each_epoch_asks_for_every_target(n_tokens, T, seed):
+    "Once, but for an overlap shorter than a window where T does not divide their number."
+    if n_tokens <= T:
+        return
+    batches = Batches(np.arange(n_tokens), 1, T, seed)
+    for epoch in (0, 1, 7):
+        counts = asked(batches, epoch)
+        assert counts[0] == 0 and counts[1:].min() == 1
+        assert (counts[1:] - 1).sum() == -(n_tokens - 1) % T
+
+
+@pytest.mark.parametrize("n_tokens", [48, 49, 50, 33, 17])
+def test_the_end_of_a_row_is_learned(n_tokens):
+    "Of a row of three windows' length a third was in no window of any epoch."
+    batches = Batches(np.arange(n_tokens), 1, 16)
+    assert all(asked(batches, epoch)[-1] == 1 for epoch in range(10))
+
+
+def test_other_epochs_have_other_borders():
+    batches = Batches(np.arange(1_010), 1, 50)
+    n = batches.n_windows
+    borders = {tuple(sorted(batches.starts(epoch * n + i)[0] for i in range(n)))
+               for epoch in range(100)}
+    assert len(borders) > 20
+
+
+@settings(max_examples=200)
+@given(st.lists(st.integers(0, 30), min_size=3, max_size=40), st.integers(1, 24), seeds,
+       st.integers(0, 20), st.integers(0, 20))
+def test_short_documents_begin_their_windows_and_nothing_is_lost(sizes, T, seed, cut, end):
+    "Whatever the documents, and wherever the row begins and ends."
+    marks = np.cumsum([0, *(size + 1 for size in sizes)]) - cut
+    tokens = np.arange(1, marks[-1] + 2 - end)
+    tokens[[m for m in marks if 0 <= m < len(tokens)]] = 0             # 0 marks the borders
     if len(tokens) <= T:
         return
-    plain, moved = Batches(tokens, 4, T, seed), Batches(tokens, 4, T, seed, end_of_text=0)
-    for n in range(3):
-        for start, row in zip(plain.starts(n), moved[n].numpy()):
-            marks = [m for m in np.flatnonzero(tokens == 0) if m >= start]
-            fits = len(marks) > 1 and marks[1] - marks[0] <= T
-            begin = marks[0] if fits and marks[0] <= start + T else start
-            begin = begin if begin + T < len(tokens) else start          # never beyond the end
-            assert np.array_equal(row, tokens[begin:begin + T + 1])
+    marks = np.flatnonzero(tokens == 0)
+    fits = {m for m, after in zip(marks, marks[1:]) if after - m <= T < len(tokens) - m}
+    batches = Batches(tokens, 1, T, seed, end_of_text=0)
+    seen = set()
+    for n in range(batches.n_windows):
+        [start] = batches.starts(n)
+        assert np.array_equal(batches[n][0].numpy(), tokens[start:start + T + 1])
+        seen.update(range(start + 1, start + T + 1))
+        before, after = marks[marks <= start][-1:], marks[marks > start][:1]
+        short = fits >= {*before, *after} and len(before)              # on both sides
+        assert start in marks or not short
+    assert seen == set(range(1, len(tokens)))
 
 
 def test_nobody_walks_through_endless_batches():
