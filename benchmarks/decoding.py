@@ -12,7 +12,7 @@ import torch
 
 from minigpt.cache import KVCache, decoder_for
 from minigpt.config import ModelConfig, count_parameters, forward_flops
-from minigpt.inference import Writing, generate, write
+from minigpt.inference import Writing, generate_ids, write
 from minigpt.model import GPT
 from minigpt.sampling import temperature
 from minigpt.weights import to_huggingface
@@ -29,12 +29,12 @@ import json, sys, torch
 from benchmarks.machine import peak_memory
 folder, prompt = sys.argv[2], list(range(1, 17))
 if sys.argv[1] == "ours":
-    from minigpt import generate
+    from minigpt.inference import generate_ids
     from minigpt.sampling import temperature
     from minigpt.weights import from_huggingface
     model, _ = from_huggingface(folder)
     opened = peak_memory()
-    list(generate(model, prompt, 64, [temperature(0)]))
+    list(generate_ids(model, prompt, 64, [temperature(0)]))
 else:
     from transformers import AutoModelForCausalLM
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -62,7 +62,7 @@ def prompt_of(n_tokens: int, row: int = 0) -> list[int]:
 
 def decode_ours(model: GPT, prompt: list[int], n_tokens: int) -> list[int]:
     "Greedy, with our cache."
-    return list(generate(model, prompt, n_tokens, [temperature(0)]))
+    return list(generate_ids(model, prompt, n_tokens, [temperature(0)]))
 
 
 def decode_theirs(model, prompt: list[int], n_tokens: int) -> list[int]:

@@ -91,7 +91,7 @@ def speculative_generate(
     rng: torch.Generator | None = None,     # the source of chance
     stop_ids: Collection[int] = (),         # tokens that end the text; they are not given out
     tally: Tally | None = None,             # counts rounds and accepted proposals
-) -> Iterator[int]:                         # new ids, distributed as those of `generate`
+) -> Iterator[int]:                         # new ids, distributed as by `generate_ids`
     "Draft and verify, up to the end of the shorter context (Leviathan et al. 2023)."
     if model.cfg.vocab_size != draft.cfg.vocab_size:
         raise ValueError(f"the draft has vocab_size={draft.cfg.vocab_size}, the model "

@@ -181,6 +181,9 @@ class Tokenizer:
         longest_first = sorted(self.special, key=len, reverse=True)
         self.markers = regex.compile(f"({'|'.join(map(regex.escape, longest_first))})")
 
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.vocab_size:,} tokens, {', '.join(self.special)} among them)"
+
     @property
     def vocab_size(self) -> int:      # V: bytes, merges and special tokens
         "How many different ids there are."

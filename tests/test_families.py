@@ -16,7 +16,7 @@ from minigpt.cache import KVCache
 from minigpt.checkpoint import load_model, save_model
 from minigpt.cli import main
 from minigpt.config import ModelConfig, RopeScaling, count_parameters
-from minigpt.inference import complete, generate
+from minigpt.inference import complete, generate_ids
 from minigpt.model import GPT
 from minigpt.sampling import temperature
 from minigpt.tokenizer import END_OF_TEXT, PATTERN, Tokenizer, train_tokenizer
@@ -181,7 +181,7 @@ def test_greedy_texts_equal_theirs(checkpoint):
     for row in random_ids(T=9):
         expected = theirs.generate(row[None], max_new_tokens=30, do_sample=False,
                                    eos_token_id=None, pad_token_id=0)[0, 9:]
-        assert list(generate(ours, row.tolist(), 30, [temperature(0)])) == expected.tolist()
+        assert list(generate_ids(ours, row.tolist(), 30, [temperature(0)])) == expected.tolist()
 
 
 def test_token_ids_equal_theirs(checkpoint):
@@ -245,7 +245,7 @@ def test_our_own_model_and_tokenizer_go_there_and_back(tmp_path):
     ids = torch.tensor([tokenizer.prompt_ids("Once upon a time")])
     torch.testing.assert_close(model(ids), theirs(ids).logits, atol=1e-4, rtol=1e-4)
     expected = theirs.generate(ids, max_new_tokens=40, do_sample=False)[0, ids.shape[1]:].tolist()
-    got = list(generate(model, ids[0].tolist(), 40, [temperature(0)], None, tokenizer.stop_ids))
+    got = list(generate_ids(model, ids[0].tolist(), 40, [temperature(0)], None, tokenizer.stop_ids))
     assert got == [i for i in expected if i != tokenizer.end_of_text]
     back, back_tokenizer = from_huggingface(tmp_path)
     assert isinstance(back_tokenizer, Tokenizer) and back_tokenizer.tokens == tokenizer.tokens

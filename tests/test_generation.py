@@ -14,7 +14,7 @@ from minigpt.cache import KVCache
 from minigpt.checkpoint import load_model
 from minigpt.config import ModelConfig
 from minigpt.constrained import fits_regex, fits_schema, is_one_of
-from minigpt.inference import Writing, complete, complete_batch, generate, write
+from minigpt.inference import Writing, complete, complete_batch, generate_ids, write
 from minigpt.model import GPT
 from minigpt.sampling import (
     banned,
@@ -105,7 +105,7 @@ def batch_ids(model, prompts, n, overflow):
 def test_batches_equal_single_texts_beyond_the_end_of_the_context(overflow, changes):
     model = loud_model(**changes)
     prompts = [[1], [2] * 14, [3, 4, 5, 6, 7], [5] * 16, [1, 2]]
-    alone = [list(generate(model, p, 30, [temperature(1.0)], seeded(i), (), overflow))
+    alone = [list(generate_ids(model, p, 30, [temperature(1.0)], seeded(i), (), overflow))
              for i, p in enumerate(prompts)]
     assert batch_ids(model, prompts, 30, overflow) == alone
     lengths = [30] * 5 if overflow == "slide" else [16, 3, 12, 1, 15]
@@ -191,7 +191,7 @@ def test_a_row_draws_from_its_own_source():
 def test_greedy_speculation_is_greedy(k):
     model, draft = loud_model(0), loud_model(1)
     for prompt in ([1], [2, 3, 4], [7] * 16):
-        expected = list(generate(model, prompt, 30, [temperature(0)]))
+        expected = list(generate_ids(model, prompt, 30, [temperature(0)]))
         tally = Tally()
         got = list(speculative_generate(model, draft, prompt, 30, k, [temperature(0)], None, (),
                                         tally))
@@ -238,7 +238,7 @@ def test_speculation_draws_from_the_large_model_s_distribution(rules):
     assert chi_square(counts.flatten(), n * exact.flatten()) < 4
     wrong = torch.zeros(8, 8, 8, dtype=torch.float64)
     for _ in range(n // 4):
-        wrong[tuple(generate(draft, [1], 3, rules, rng))] += 1
+        wrong[tuple(generate_ids(draft, [1], 3, rules, rng))] += 1
     wrong_expected = n / 4 * exact.flatten()
     possible = wrong_expected > 0
     assert (wrong.flatten()[~possible].sum() > 0
@@ -295,7 +295,7 @@ def test_a_wide_beam_finds_what_exhaustive_search_finds(length_penalty):
 def test_one_beam_is_greedy():
     for seed in range(5):
         model = loud_model(seed)
-        greedy = list(generate(model, [1], 8, [temperature(0)]))
+        greedy = list(generate_ids(model, [1], 8, [temperature(0)]))
         assert list(beam_search(model, [1], 8, 1)[0].ids) == greedy
 
 

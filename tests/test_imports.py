@@ -39,6 +39,18 @@ def imports(name):
                 yield module
 
 
+AHEAD = {"model": {"inference"}, "inference": {"weights"}}     # who looks ahead, and where to
+
+
+@each_module
+def test_who_looks_ahead_is_listed(name):
+    "`model.later` imports a later module when it is needed; nothing else does."
+    calls = [n for n in ast.walk(TREES[name]) if isinstance(n, ast.Call)]
+    called = {ast.literal_eval(c.args[0]) for c in calls if ast.unparse(c.func) == "later"}
+    assert called == AHEAD.get(name, set())
+    assert name == "model" or not [c for c in calls if "import_module" in ast.unparse(c.func)]
+
+
 def public(body):
     "Public functions and classes: at the top level and inside of classes."
     for node in body:

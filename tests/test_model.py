@@ -18,7 +18,7 @@ from minigpt.config import (
     forward_flops,
     memory_bytes,
 )
-from minigpt.inference import generate
+from minigpt.inference import generate_ids
 from minigpt.loss import cross_entropy, shift
 from minigpt.model import GPT
 from minigpt.sampling import temperature
@@ -169,7 +169,7 @@ def test_generation_equals_reading_everything_again_each_time(model):
             window = window[-(limit // 2):]
         expected.append(model(torch.tensor([window]))[0, -1].argmax().item())
         window.append(expected[-1])
-    assert list(generate(model, ids, 30, [temperature(0)], overflow="slide")) == expected
+    assert list(generate_ids(model, ids, 30, [temperature(0)], overflow="slide")) == expected
 
 
 def test_a_cache_works_where_gradients_are_on(model):

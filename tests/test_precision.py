@@ -8,7 +8,7 @@ import torch
 from minigpt.beam_search import beam_search
 from minigpt.cache import KVCache
 from minigpt.config import ModelConfig
-from minigpt.inference import complete_batch, generate
+from minigpt.inference import complete_batch, generate_ids
 from minigpt.loss import cross_entropy, document_loss
 from minigpt.model import GPT, as_dtype
 from minigpt.page import attention_rows, gaps, golden, greedy
@@ -67,11 +67,11 @@ def lag(model, prompt, new):
 def test_every_way_of_writing_works(kind, device, dtype):
     "The greedy ones take the likeliest token, or one that sixteen bits do not tell from it."
     model, draft = build(kind, device, dtype), build(kind, device, dtype, seed=1)
-    for new in (list(generate(model, [1, 2], 8, GREEDY)), greedy(model, [1, 2], 8),
+    for new in (list(generate_ids(model, [1, 2], 8, GREEDY)), greedy(model, [1, 2], 8),
                 list(beam_search(model, [1, 2], 8, 1)[0].ids),
                 list(speculative_generate(model, draft, [1, 2], 8, 3, GREEDY))):
         assert len(new) == 8 and lag(model, [1, 2], new) < 0.15
-    assert len(list(generate(model, [1, 2], 8, RULES, torch.Generator().manual_seed(0)))) == 8
+    assert len(list(generate_ids(model, [1, 2], 8, RULES, torch.Generator().manual_seed(0)))) == 8
     tally = Tally()
     assert len(list(speculative_generate(model, draft, [1, 2], 8, 3, RULES, None, (), tally))) == 8
     assert len(beam_search(model, [1, 2], 8, 4, {3})) == 4 and tally.rounds > 0
@@ -171,7 +171,7 @@ def test_speculation_counts_no_marker_as_a_word(rules):
     model, draft = build("llama"), build("llama", seed=1)
     for marker in range(32):
         prompt = [marker, 5, marker, 9, marker]
-        alone = list(generate(model, prompt, 10, [*rules, *GREEDY], None, {marker}))
+        alone = list(generate_ids(model, prompt, 10, [*rules, *GREEDY], None, {marker}))
         for k in (1, 4):
             assert list(speculative_generate(model, draft, prompt, 10, k, [*rules, *GREEDY], None,
                                              {marker})) == alone

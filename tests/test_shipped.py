@@ -9,7 +9,7 @@ import torch
 
 from minigpt.checkpoint import load_model, shipped_model
 from minigpt.config import count_parameters
-from minigpt.inference import complete, generate
+from minigpt.inference import complete, generate_ids
 from minigpt.loss import document_loss
 from minigpt.sampling import temperature
 from minigpt.tinytown import Tinytown
@@ -72,7 +72,7 @@ def test_it_tells_a_story_of_a_townsperson_and_ends_it(shipped, town, seed):
     model, tokenizer = shipped
     prompt = [tokenizer.end_of_text, *tokenizer.encode("Once upon a time")]
     rng = torch.Generator().manual_seed(seed)
-    ids = list(generate(model, prompt, 10**6, [temperature(0.7)], rng, {tokenizer.end_of_text}))
+    ids = list(generate_ids(model, prompt, 10**6, [temperature(0.7)], rng, {tokenizer.end_of_text}))
     story = tokenizer.decode(ids)
     assert len(prompt) + len(ids) < model.cfg.context_length       # it ended, and was not cut off
     assert story.rstrip()[-1] in '.!?"' and "\ufffd" not in story
