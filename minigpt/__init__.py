@@ -3,7 +3,7 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:           # what editors and type checkers see; a test keeps the two lists alike
+if TYPE_CHECKING:      # what editors and type checkers see; a test keeps it equal to _HOME
     from .cache import KVCache as KVCache
     from .checkpoint import load_model as load_model
     from .checkpoint import save_model as save_model
@@ -35,12 +35,13 @@ _ELSEWHERE = {"AutoModelForCausalLM": "load", "AutoTokenizer": "load", "GPTConfi
 __all__ = list(_HOME)
 
 
-def __getattr__(name):      # PyTorch is imported when something is used, not before
-    if name not in _HOME:
-        hint = f"; ours is minigpt.{_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
-        raise AttributeError(f"module 'minigpt' has no attribute {name!r}{hint}")
-    from importlib import import_module
-    return getattr(import_module(f"minigpt.{_HOME[name]}"), name)
+if not TYPE_CHECKING:       # to a type checker a name that is missing should be missing
+    def __getattr__(name):      # PyTorch is imported when something is used, not before
+        if name not in _HOME:
+            hint = f"; ours is minigpt.{_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+            raise AttributeError(f"module 'minigpt' has no attribute {name!r}{hint}")
+        from importlib import import_module
+        return getattr(import_module(f"minigpt.{_HOME[name]}"), name)
 
 
 def __dir__():

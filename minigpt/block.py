@@ -8,6 +8,7 @@ __all__ = ['Block']
 # %% ../nbs/36_block.ipynb #imports
 from torch import Tensor, nn
 
+from .attention import KeyValueStore
 from .config import ModelConfig
 from .efficient_attention import build_attention
 from .mlp import build_mlp
@@ -30,7 +31,7 @@ class Block(nn.Module):
         x: Tensor,                                      # (B, T, D) the residual stream
         rotation: tuple[Tensor, Tensor] | None = None,  # cosines and sines of the tokens' places
         mask: Tensor | None = None,                     # what is hidden; None: the future
-        cache=None,                                     # this layer's past keys and values
+        cache: KeyValueStore | None = None,             # this layer's past keys and values
     ) -> Tensor:                                        # (B, T, D) the stream, written to twice
         "Add what attention gathers, then what the feed-forward network makes of it."
         if self.norm_first:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import CausalSelfAttention, attend_fused, causal_mask
+from .attention import CausalSelfAttention, KeyValueStore, attend_fused, causal_mask
 from .attention import join_heads, padding_mask, split_heads
 from .config import ModelConfig
 from .position import rotate
@@ -62,7 +62,7 @@ def window_mask(
     T: int,             # tokens that ask
     S: int,             # tokens that can be asked; the last T of them ask
     window: int,        # tokens that a token may see, itself included
-    device=None,        # where the mask is made
+    device: torch.device | str | None = None,      # where the mask is made
 ) -> Tensor:            # (T, S) bool, True where the asked token lies in the future or too far back
     "Look back only so far: sliding-window attention (Mistral, Jiang et al. 2023)."
     too_old = torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T - window)
@@ -75,7 +75,7 @@ def combine_masks(
     window: int | None = None,          # tokens that a token may see; None: all before
     padding: Tensor | None = None,      # (B,) int64 padding tokens at each row's start
     bias: Tensor | None = None,         # (H, T, S) to add to the scores
-    device=None,                        # where the mask is made
+    device: torch.device | str | None = None,      # where the mask is made
 ) -> Tensor | None:                     # what `attend_fused` takes; None: plain causal order
     "Everything that a score must know besides the two tokens, once for all layers."
     if bias is None and padding is None and (window is None or window >= S):
@@ -105,7 +105,7 @@ class LatentAttention(nn.Module):
         x: Tensor,                                          # (B, T, D) the tokens' vectors, normed
         rotation: tuple[Tensor, Tensor] | None = None,      # cosines and sines, d_rope wide
         mask: Tensor | None = None,                         # as `attend_fused` takes it
-        cache=None,              # keeps latents and rotated keys, d_latent + d_rope numbers a token
+        cache: KeyValueStore | None = None,    # keeps latents and rotated keys
     ) -> Tensor:                 # (B, T, D) what each token gathered
         "Compress, keep, unfold, blend (DeepSeek-V2, DeepSeek-AI 2024)."
         q = split_heads(self.query(x), self.d_head + self.d_rope)            # (B, H, T, Dh+Dr)

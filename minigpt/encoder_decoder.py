@@ -9,10 +9,10 @@ __all__ = ['length_mask', 'CrossAttention', 'DecoderBlock', 'EncoderDecoder']
 import torch
 from torch import Tensor, nn
 
-from .attention import CausalSelfAttention, attend_fused, join_heads
+from .attention import CausalSelfAttention, KeyValueStore, attend_fused, join_heads
 from .block import Block
 from .config import ModelConfig
-from .model import check_length, initialise, token_places
+from .model import Cache, check_length, initialise, token_places
 from .norm import build_norm
 from .position import build_position
 
@@ -20,7 +20,7 @@ from .position import build_position
 def length_mask(
     lengths: Tensor | None,      # (B,) int64 true tokens of each source; the rest is filling
     S: int,                      # tokens of the longest source
-    device=None,                 # where the mask is made
+    device: torch.device | str | None = None,      # where the mask is made
 ) -> Tensor:                     # (B, 1, 1, S) bool, True where there is only filling
     "An encoder hides no future, only what fills up short rows."
     if lengths is None:
@@ -56,7 +56,7 @@ class DecoderBlock(Block):
         memory: Tensor,                                 # (B, S, D) the encoder's
         memory_mask: Tensor,                            # (B, 1, 1, S) bool, True: filling
         rotation: tuple[Tensor, Tensor] | None = None,  # cosines and sines of the places
-        cache=None,                                     # this layer's past keys and values
+        cache: KeyValueStore | None = None,             # this layer's past keys and values
     ) -> Tensor:                                        # (B, T, D)
         "Its own past, then the source, then the feed-forward network."
         if self.norm_first:
@@ -105,7 +105,7 @@ class EncoderDecoder(nn.Module):
         ids: Tensor,          # (B, T) int64 what is written so far
         memory: Tensor,       # (B, S, D) from `encode`
         mask: Tensor,         # (B, 1, 1, S) from `encode`
-        cache=None,           # KVCache; ids then follow the tokens that it holds
+        cache: Cache | None = None,     # KVCache; ids then follow the tokens that it holds
     ) -> Tensor:              # (B, T, V) scores of the token after each one
         "Score the next token, with the source in sight."
         x, rotation = self.embed(ids, 0 if cache is None else cache.length)

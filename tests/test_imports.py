@@ -122,14 +122,11 @@ def test_everything_public_says_what_it_is(name):
 
 @each_module
 def test_everything_public_names_its_types(name):
-    "What has a default may go without: a cache is made in a later chapter than its user."
     bare = []
     for node in public(TREES[name].body):
         if isinstance(node, ast.FunctionDef):
-            args = node.args.posonlyargs + node.args.args
-            required = args[:len(args) - len(node.args.defaults)]
-            required += [a for a, d in zip(node.args.kwonlyargs, node.args.kw_defaults) if not d]
-            bare += [f"{node.name}({a.arg})" for a in required
+            args = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+            bare += [f"{node.name}({a.arg})" for a in args
                      if a.annotation is None and a.arg not in ("self", "cls")]
             if node.returns is None:
                 bare.append(f"{node.name} -> ?")
