@@ -25,7 +25,11 @@ SAMPLING = ("--checkpoint", "--seed", "--temperature", "--top-k", "--top-p", "--
             "--max-tokens")
 OPTIONS = {"generate": SAMPLING, "ask": SAMPLING, "tokenize": ("--checkpoint",),
            "info": ("--checkpoint",), "train": ("--data", "--recipe", "--out", "--resume",
-                                                "--steps", "--minutes", "--seed")}
+                                                "--steps", "--minutes", "--seed", "--batch-size",
+                                                "--lr", "--adamw-lr", "--vocab-size", "--n-layer",
+                                                "--n-head", "--n-kv-head", "--d-model", "--d-ff",
+                                                "--context-length"),
+           "recipes": ()}
 PROGRESS = re.compile(r"Preparing |[\d,]+ parameters, |step \d+/|Done\. ")     # what is no error
 STEPS = 400
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process alone")
@@ -158,6 +162,18 @@ ask x --checkpoint {cut} -> {cut}
 tokenize x --checkpoint {speechless} -> {speechless}
 info --checkpoint {flipped} -> {flipped}
 train --recipe huge -> huge
+train --recipe huge -> minigpt recipes
+recipes huge -> huge
+train --batch-size 0 --out {new} -> batch_size=0
+train --lr 0 --out {new} -> lr=0
+train --lr nan --out {new} -> lr=nan
+train --adamw-lr -1 --out {new} -> adamw_lr=-1
+train --n-layer 0 --out {new} -> n_layer=0
+train --n-head 7 --out {new} -> n_head=7
+train --n-head 4 --n-kv-head 3 --out {new} -> n_kv_head=3
+train --context-length 0 --out {new} -> context_length=0
+train --d-model wide --out {new} -> wide
+train --vocab-size 10 --out {new} -> 10
 train --steps 0 --out {new} -> 0
 train --steps -3 --out {new} -> -3
 train --steps few --out {new} -> few
@@ -179,6 +195,9 @@ train --resume {notokens} --steps 3 -> --steps
 train --resume {notokens} --minutes 1 -> --minutes
 train --resume {notokens} --seed 0 -> --seed
 train --resume {notokens} --precision bfloat16 -> --precision
+train --resume {notokens} --batch-size 2 -> --batch-size
+train --resume {notokens} --lr 0.1 -> --lr
+train --resume {notokens} --n-layer 2 -> --n-layer
 train --resume {notokens} --out {new} -> --out
 train --resume {notokens} --data tinytown -> --data
 train --resume {notokens} --recipe tinytown -> --recipe
@@ -304,6 +323,33 @@ def test_train_takes_any_text_and_every_command_takes_the_result(run, prepared, 
                         ["ask", "What is it?", "--max-tokens", 3]):
             code, said, errors = run(*command, "--checkpoint", checkpoint)
             assert code == 0 and said and errors == []
+
+
+def test_options_change_what_a_recipe_says(run, prepared, tmp_path):
+    "And sizes that were not named follow from those that were."
+    out = tmp_path / "out"
+    code, _, errors = run("train", "--recipe", "small", "--data", prepared.parent / "text", "--out",
+                          out, "--steps", 1, "--batch-size", 3, "--lr", 0.01, "--adamw-lr", 0.02,
+                          "--vocab-size", 300, "--n-layer", 1, "--n-head", 4, "--d-model", 48,
+                          "--context-length", 24)
+    assert code == 0 and errors == []
+    recipe = json.loads((out / "recipe.json").read_text("utf-8"))
+    assert [recipe[name] for name in ("batch_size", "lr", "adamw_lr")] == [3, 0.01, 0.02]
+    model = recipe["model"]
+    assert [model[name] for name in ("n_layer", "n_head", "n_kv_head", "d_model", "d_ff",
+                                     "context_length")] == [1, 4, 2, 48, 128, 24]
+    assert model["vocab_size"] <= 300 and load_model(out)[0].cfg.d_model == 48
+
+
+def test_a_printed_recipe_is_a_file_to_train_with(run, prepared, tmp_path):
+    code, listed, errors = run("recipes")
+    assert code == 0 and errors == [] and "tinytown: 1,629,920 parameters" in listed
+    code, printed, errors = run("recipes", "small")
+    assert code == 0 and errors == []
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(json.loads(printed) | {"data": str(prepared.parent / "text")}))
+    code, _, errors = run("train", "--recipe", path, "--steps", 1, "--out", tmp_path / "out")
+    assert code == 0 and errors == []
 
 
 def test_minutes_choose_the_steps(run, prepared, tmp_path):
