@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from minigpt.cache import DECODERS, Decoder, KVCache, choose_layout, decoder_for, layouts, switch
+from minigpt.cache import (
+    DECODERS,
+    PROCESSOR_CACHE,
+    Decoder,
+    KVCache,
+    choose_layout,
+    decoder_for,
+    layouts,
+    switch,
+)
 from minigpt.config import ModelConfig
-from minigpt.inference import Writing, write
+from minigpt.inference import Writing, numpy_libraries, write
 from minigpt.model import GPT
 from minigpt.sampling import temperature
 
@@ -150,6 +159,31 @@ def test_large_models_are_laid_out_for_their_batch():
     assert choose_layout(Large(), 16) == ("packed" if onednn else "rows")
 
 
+def threads():
+    "Those of PyTorch and of what multiplies for NumPy."
+    return [torch.get_num_threads(), *(lib.num_threads for lib in numpy_libraries())]
+
+
+@pytest.mark.skipif(not numpy_libraries(), reason="NumPy multiplies with the system's own library")
+@pytest.mark.parametrize("cache_size, alone", [(PROCESSOR_CACHE, True), (0, False)])
+def test_a_small_model_writes_on_one_thread(monkeypatch, cache_size, alone):
+    "And a large one on as many as NumPy had."
+    seen, before = [], threads()
+    for lib in numpy_libraries():
+        lib.set_num_threads(2)
+    monkeypatch.setattr("minigpt.inference.PROCESSOR_CACHE", cache_size)
+    monkeypatch.setattr("minigpt.inference.draw", lambda logits, texts, *_: [
+        seen.append(threads()) or text.ids.append(1) or 1 for text in texts])
+    try:
+        for _ in write(random_model(), [Writing([1, 2], None, 2)], 5):
+            assert all(lib.num_threads == 2 for lib in numpy_libraries())
+    finally:
+        for lib, n in zip(numpy_libraries(), before[1:]):
+            lib.set_num_threads(n)
+    assert len(seen) == 5
+    assert all(n == [1] * len(n) for n in seen[1:]) == alone
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("overflow", ["stop", "slide"])
 def test_generation_is_the_same_with_and_without_a_decoder(monkeypatch, kind, overflow):
@@ -158,9 +192,9 @@ def test_generation_is_the_same_with_and_without_a_decoder(monkeypatch, kind, ov
     def story():
         texts = [Writing(list(p), torch.Generator().manual_seed(i), len(p), logprobs=[])
                  for i, p in enumerate(([1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11, 12]))]
-        threads = torch.get_num_threads()
+        before = threads()
         for _ in write(model, texts, 30, [temperature(0.7)], [3], overflow):
-            assert torch.get_num_threads() == threads          # between tokens all is as it was
+            assert threads() == before                         # between tokens all is as it was
         return [(text.ids, text.done) for text in texts], [text.logprobs for text in texts]
     ids, logprobs = story()
     monkeypatch.setattr("minigpt.inference.decoder_for", lambda model, batch_size: None)

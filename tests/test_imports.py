@@ -14,7 +14,7 @@ FOLDER = Path(minigpt.__file__).parent
 SOURCES = {p.stem: p.read_text("utf-8") for p in FOLDER.glob("*.py") if p.name[0] != "_"}
 TREES = {name: ast.parse(source) for name, source in SOURCES.items()}
 NEEDS = {"torch", "numpy", "safetensors", "tiktoken", "regex", "tqdm",     # regex is tiktoken's
-         "filelock"}
+         "filelock", "threadpoolctl"}
 ON_DEMAND = {"weights": {"tokenizers", "huggingface_hub"}, "constrained": {"llguidance"},
              "data": {"datasets"}}
 each_module = pytest.mark.parametrize("name", sorted(SOURCES))
@@ -80,7 +80,7 @@ def test_imports_come_from_earlier_notebooks(name):
 
 
 @each_module
-def test_the_library_needs_six_packages(name):
+def test_the_library_needs_seven_packages(name):
     roots = {m.split(".")[0] for m in imports(name)} - sys.stdlib_module_names - {"minigpt"}
     assert roots <= NEEDS | ON_DEMAND.get(name, set())
     at_once = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
