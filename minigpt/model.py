@@ -136,6 +136,9 @@ class GPT(nn.Module):
         **knobs: object,        # what `minigpt.generate` takes
     ) -> str:                   # the new text, without the prompt
         "What `minigpt.generate(model, tokenizer, prompt, ...)` gives."
+        if not hasattr(tokenizer, "prompt_ids"):
+            raise TypeError("the tokenizer comes first: model.generate(tokenizer, prompt); "
+                            "for ids there is minigpt.inference.generate_ids(model, ids)")
         return later("inference").generate(self, tokenizer, prompt, **knobs)
 
     @property

@@ -124,7 +124,9 @@ def test_a_knob_that_cannot_be_is_refused_before_anything_is_written(shipped, do
     (lambda m, t: beam_search(m, [], 4), "0 prompt tokens"),
     (lambda m, t: speculative_generate(m, m, []), "0 prompt tokens"),
     (lambda m, t: minigpt.generate(m, "Once upon"), "the tokenizer comes second"),
-    (lambda m, t: minigpt.generate(m), "tokenizer")])
+    (lambda m, t: minigpt.generate(m), "tokenizer"),
+    (lambda m, t: m.generate("Once upon"), "the tokenizer comes first"),
+    (lambda m, t: m.generate(torch.tensor([[1, 2]]), max_new_tokens=5), "generate_ids")])
 def test_a_request_that_cannot_be_is_refused_when_it_is_made(shipped, ask, message):
     with pytest.raises((ValueError, TypeError), match=message):
         ask(*shipped)
