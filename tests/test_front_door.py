@@ -159,6 +159,8 @@ def test_ids_in_place_of_a_tokenizer_still_work(shipped):
                 minigpt.generate(model, (1, 2, 3), max_tokens=6, rules=rules),
                 inference.generate(model, torch.tensor([1, 2, 3]), 6, rules)):
         assert list(old) == expected
+    with pytest.warns(DeprecationWarning, match="called generate_ids"):
+        minigpt.generate(model, [1])
 
 
 def test_the_package_runs_as_a_command(tmp_path):
