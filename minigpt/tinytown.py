@@ -1129,20 +1129,20 @@ NOTE_FACTS = {title: slots[0] for title, slots in sections("""
 - {Whose} favourite colour is {colour}. / {Who} likes {colour} best of all colours.
   {Who} painted the front door {colour}. / {Who} loves {colour} most of all colours.
 """).items()}
-UNTOLD = {relation: what for relation, (what,) in table("""
-    job | what {name}'s job is
-    home | where {name} lives
-    pet | what pet {name} has
-    pet_name | what {name}'s pet is called
-    food | what {name} likes to eat
-    friend | who {name}'s best friend is
-    place | where {name} likes to go
-    hobby | what {name} enjoys
-    age | how old {name} is
-    colour | what {name}'s favourite colour is
-    owner | who owns {petname}
+UNTOLD = {relation: answer for relation, (answer,) in table("""
+    job | {name} is somebody whose job the note does not mention.
+    home | {name} lives on a street that the note does not mention.
+    pet | {name} has a pet that the note does not mention.
+    pet_name | {name}'s {pet} is called something that the note does not mention.
+    food | {name} likes to eat something that the note does not mention.
+    friend | {name}'s best friend is somebody whom the note does not mention.
+    place | {name} likes to go to a place that the note does not mention.
+    hobby | {name} enjoys something that the note does not mention.
+    age | {name} is of an age that the note does not mention.
+    colour | {name}'s favourite colour is one that the note does not mention.
+    owner | {petname} belongs to somebody whom the note does not mention.
 """).items()}
-DOES_NOT_SAY = "The note does not say"
+DOES_NOT_SAY = "the note does not mention"
 
 # %% ../nbs/28_how_tinytown_is_written.ipynb #everybody
 def name_parts(
@@ -1245,8 +1245,9 @@ class Question:
     ) -> bool:
         "Whether a reply names the true answer and no other candidate."
         line = (reply.strip().splitlines() or [""])[0]
-        if self.answer.startswith(DOES_NOT_SAY):
-            return line == self.answer
+        if DOES_NOT_SAY in self.answer:                  # "Tilda's pet" will do for "Tilda's owl"
+            return line in (self.answer, re.sub(r"'s \w+ is called", "'s pet is called",
+                                                self.answer))
         candidates = "|".join(map(re.escape, CANDIDATES[self.relation]))
         named = set(re.findall(rf"\b(?:{candidates})\b", line)) - {self.subject}
         return named == {re.sub(r"^an? ", "", self.answer)}
@@ -1413,7 +1414,7 @@ def note(scene: Scene) -> str:
 # %% ../nbs/28_how_tinytown_is_written.ipynb #full
 RELATIONS = {"petname": "pet_name"}     # the relation that a hole fills, where names differ
 LAYOUTS = {1: (3, 4, 5, 6), 2: (2, 3), 3: (1, 2), 4: (1, 2)}   # people: facts told of each
-ASKED = {"told": 0.7, "untold": 0.2, "absent": 0.1}               # shares of a note's questions
+ASKED = {"told": 0.6, "untold": 0.28, "absent": 0.12}             # shares of a note's questions
 
 
 class Note:
@@ -1493,7 +1494,7 @@ class Note:
     def write(self) -> str:    # "Note: ..." in one line, or in one for each person
         "Write about one to four people."
         choose = self.scene.chooser.choose
-        n_people = choose((1, 2, 3, 4), (0.4, 0.4, 0.15, 0.05))
+        n_people = choose((1, 2, 3, 4), (0.55, 0.3, 0.1, 0.05))
         apart = n_people > 1 and choose((True, False))
         told = [self.tell(choose(LAYOUTS[n_people])) for _ in range(n_people)]
         return "\n".join("Note: " + part for part in (told if apart else [" ".join(told)]))
@@ -1533,8 +1534,8 @@ class Note:
         facts = self.scene.cast[""] = self.people.get(name, absent)
         text = self.scene.say(self.scene.chooser.choose(
             [p for p in QUESTIONS[relation][self.held_out] if "pet" in facts or "{pet}" not in p]))
-        untold = f"{DOES_NOT_SAY} {UNTOLD[relation]}."
-        answer = self.scene.say(SHORT_ANSWERS[relation] if kind == "told" else untold)
+        self.scene.cast[""] = {"pet": "pet"} | facts       # an animal of which nothing is known
+        answer = self.scene.say((SHORT_ANSWERS if kind == "told" else UNTOLD)[relation])
         subject = facts["petname" if relation == "owner" else "name"]
         return Question(text, answer, subject, relation, note)
 
@@ -1547,18 +1548,18 @@ def newcomers(scene: Scene) -> str:
     for _ in range(scene.chooser.choose((4, 5, 6))):
         question = note.ask()
         answer = question.answer
-        if not answer.startswith(DOES_NOT_SAY):
+        if DOES_NOT_SAY not in answer:
             answer = scene.say(ANSWERS[question.relation])
         said.append(f"{question.prompt} {answer}")
     return "\n".join(said)
 
 # %% ../nbs/28_how_tinytown_is_written.ipynb #town
 KINDS = {  # how to write each kind of document, and its share of them all
-    "portrait": (portrait, 0.15), "tale": (tale, 0.15), "questions": (questions, 0.60),
-    "dialogue": (dialogue, 0.04), "sums": (sums, 0.03), "note": (note, 0.03),
-    "newcomers": (newcomers, 0.0),         # only when asked for; the corpus has none so far
+    "portrait": (portrait, 0.11), "tale": (tale, 0.11), "questions": (questions, 0.27),
+    "newcomers": (newcomers, 0.37), "dialogue": (dialogue, 0.04), "sums": (sums, 0.08),
+    "note": (note, 0.02),
 }
-SHARES = {kind: share for kind, (_, share) in KINDS.items() if share}
+SHARES = {kind: share for kind, (_, share) in KINDS.items()}
 DEALT = ("age", "job", "home", "pet", "food", "place", "hobby", "colour")  # evenly, at random
 
 

@@ -103,7 +103,7 @@ def edit(path: Path, old: str, new: str) -> None:
     (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
     (lambda f: edit(f / "tokenizer.json", "(?i:[sdmt]", "(?i:[sdm]"), "in another way"),
     (lambda f: edit(f / "config.json", '"rope"', '"alibi"'), "cannot run position"),
-    (lambda f: edit(f / "config.json", '"d_model": 160', '"d_model": 80'), "different models"),
+    (lambda f: edit(f / "config.json", '"d_model": 192', '"d_model": 96'), "different models"),
     (lambda f: (f / "model.safetensors").write_bytes(
         (f / "model.safetensors").read_bytes()[:-9]), "ends within"),
 ])

@@ -3,10 +3,12 @@ import json
 import math
 import random
 import re
+from collections import Counter
 
 import pytest
 import torch
 
+from benchmarks.ship import reading, sums_right
 from minigpt.checkpoint import load_model, shipped_model
 from minigpt.config import count_parameters
 from minigpt.inference import complete, generate_ids
@@ -40,11 +42,46 @@ def test_the_folder_is_small_and_holds_no_code():
     assert sum(p.stat().st_size for p in files) <= 8e6
 
 
-def test_it_has_one_to_three_million_parameters(shipped):
+def test_its_shape_fits_every_block_format(shipped):
     model, tokenizer = shipped
-    n = sum(p.numel() for p in model.parameters())
-    assert 1e6 <= n <= 3e6 and n == count_parameters(model.cfg)["total"]
-    assert tokenizer.vocab_size == model.cfg.vocab_size
+    cfg, n = model.cfg, sum(p.numel() for p in model.parameters())
+    assert 1.5e6 <= n <= 2.2e6 and n == count_parameters(cfg)["total"]
+    assert tokenizer.vocab_size == cfg.vocab_size
+    assert cfg.d_model % 64 == cfg.d_ff % 64 == cfg.d_head % 16 == 0
+
+
+def test_every_document_fits_its_context(shipped, town):
+    model, tokenizer = shipped
+    lengths = [len(tokenizer.encode(d.text)) for d in town.corpus(500_000, seed=UNSEEN)]
+    assert sum(n < model.cfg.context_length for n in lengths) > 0.99 * len(lengths)
+
+
+def area_under_curve(yes: list[float], no: list[float]) -> float:
+    "How often a score of `yes` is above one of `no`: 0.5 is chance, 1 tells them apart."
+    return sum((a > b) + (a == b) / 2 for a in yes for b in no) / (len(yes) * len(no))
+
+
+def test_no_spelling_tells_who_lives_here(shipped, town):
+    "Neither how many tokens a name has, nor which, as a naive Bayes on other names has learned."
+    tokenizer = shipped[1]
+    residents = [p.name for p in town.people]
+    strangers = sorted({town.stranger(random.Random(seed)).name for seed in range(500)})
+    def tokens(name): return tokenizer.encode(f"Q: Where does {name} live?")
+    counts = [[len(tokens(name)) for name in names] for names in (residents, strangers)]
+    assert 0.4 < area_under_curve(*counts) < 0.6
+    def weights(here, away):                # of each token: how much it speaks for a resident
+        times = [Counter(i for name in names for i in set(tokens(name))) for names in (here, away)]
+        return {i: math.log((times[0][i] + 1) / (len(here) + 2))
+                - math.log((times[1][i] + 1) / (len(away) + 2)) for i in {*times[0], *times[1]}}
+    areas = []
+    for seed in range(40):
+        rng = random.Random(seed)
+        here, away = rng.sample(residents, len(residents)), rng.sample(strangers, len(strangers))
+        of = weights(here[::2], away[::2])
+        scores = [[sum(of.get(i, 0) for i in set(tokens(name))) for name in names]
+                  for names in (here[1::2], away[1::2])]
+        areas.append(area_under_curve(*scores))
+    assert sum(areas) / len(areas) < 0.6
 
 
 def test_its_held_out_loss_is_what_its_card_says(shipped, facts, town):
@@ -65,6 +102,17 @@ def test_it_answers_nine_of_ten_questions_in_words_it_never_trained_on(shipped, 
         if not q.is_correct(reply):
             wrong.append(f"{q.text}{reply} ({q.answer})")
     assert len(wrong) <= 0.1 * len(questions), wrong
+
+
+def test_it_reads_and_adds_as_its_card_says(shipped, facts, town):
+    "On questions of another seed than the card's, so within what chance allows: 4 deviations."
+    model, tokenizer = shipped
+    n = 150
+    found = reading(model, tokenizer, town, n, seed=UNSEEN)
+    found["sums right"] = sums_right(model, tokenizer, town, n, seed=UNSEEN)
+    for name, share in found.items():
+        p = min(max(facts[name], 0.02), 0.98)
+        assert abs(share - facts[name]) <= 4 * math.sqrt(p * (1 - p) / n), name
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -11,7 +11,7 @@ import pytest
 from minigpt import tinytown as tt
 from minigpt.tinytown import KINDS, QUESTIONS, SHARES, Chooser, Question, Scene, Tinytown
 
-SHA256 = "336532e6dba596af6955d4bf2888e0049c14fbb51a59b603f15e6260366fad82"
+SHA256 = "a8fdc61996459b15847fe361f76504f708cc326b82753fdb5aa3b608517fd574"
 WORD = re.compile(r"[A-Za-z]+(?:[-'][a-z]+)*")
 
 
@@ -22,7 +22,7 @@ def town():
 
 @pytest.fixture(scope="module")
 def corpus(town):
-    return list(town.corpus(5_000_000))
+    return list(town.corpus(7_000_000))
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,8 @@ def notes(town):
 
 @pytest.fixture(scope="module")
 def truths(corpus):
-    "What is told as true of the town: a note may pretend something else."
-    return "\n".join(d.text for d in corpus if d.kind != "note")
+    "What is told as true of the town: newcomers are told of once, and some notes pretend."
+    return "\n".join(d.text for d in corpus if d.kind not in ("note", "newcomers"))
 
 
 @pytest.fixture(scope="module")
@@ -94,20 +94,20 @@ def test_the_world_is_large_enough(town, truths):
 
 def test_the_corpus_stops_at_its_size(town, corpus):
     sizes = [len(d.text.encode()) for d in corpus]
-    assert sum(sizes) >= 5_000_000 > sum(sizes[:-1])
+    assert sum(sizes) >= 7_000_000 > sum(sizes[:-1])
     assert list(town.corpus(0)) == []
 
 
 def test_kinds_come_in_their_shares(corpus):
     counts = Counter(d.kind for d in corpus)
-    assert set(counts) == set(SHARES) == set(KINDS) - {"newcomers"}
+    assert set(counts) == set(SHARES) == set(KINDS) and sum(SHARES.values()) == pytest.approx(1)
     for kind, share in SHARES.items():
         assert counts[kind] / len(corpus) == pytest.approx(share, abs=0.02)
 
 
 def test_documents_are_short(corpus, notes):
-    assert all(80 <= len(d.text) <= 900 for d in corpus)
-    assert all(80 <= len(d.text) <= 1_000 for d in notes)
+    assert all(80 <= len(d.text) <= 900 for d in corpus if d.kind != "newcomers")
+    assert all(80 <= len(d.text) <= 1_100 for d in notes)
     tales = [d.text for d in corpus if d.kind == "tale"]
     once = sum(t.startswith("Once upon a time") for t in tales) / len(tales)
     assert once == pytest.approx(0.2, abs=0.03)
@@ -313,11 +313,12 @@ def test_sums_are_right(corpus):
 
 def test_strangers_are_never_mentioned(town, corpus):
     words = {w for d in corpus for w in re.findall(r"\w+", d.text)}
+    told = {w for d in corpus if d.kind != "newcomers" for w in re.findall(r"\w+", d.text)}
     rng = random.Random(0)
     strangers = [town.stranger(rng) for _ in range(500)]
     assert len({s.name for s in strangers}) == 32
     assert not words & {s.name for s in strangers}
-    assert not words & {s.pet_name for s in strangers}
+    assert not told & {s.pet_name for s in strangers}    # though a newcomer's pet may be called so
     assert words >= {p.name for p in town.people} | {p.pet_name for p in town.people}
 
 
@@ -325,8 +326,10 @@ def test_held_out_phrasings_never_appear(town, corpus):
     held = {q.text for q in town.questions(held_out=True)}
     trained = {q.text for q in town.questions()}
     assert not held & trained
-    said = {line[3:] for d in corpus for line in d.text.splitlines() if line.startswith("Q: ")}
-    assert said <= trained and not said & held
+    lines = [(d.kind, line[3:]) for d in corpus for line in d.text.splitlines()
+             if line.startswith("Q: ")]
+    assert {text for kind, text in lines if kind != "newcomers"} <= trained
+    assert not {text for _, text in lines} & held
     text = "\n".join(d.text for d in corpus)
     for _, phrasings, _ in QUESTIONS.values():
         for pattern in phrasings:
@@ -398,7 +401,7 @@ def test_answers_about_newcomers_follow_from_their_note(notes):
                                   r"([\w' -]+?)(?: years old)?\.$", answer)[1]
                 assert re.search(rf"\b{re.escape(value)}\b", note, re.I), d.text
                 n += 1
-    assert n > 10_000
+    assert n > 8_000
 
 
 def test_a_name_comes_apart_in_one_way_only():
