@@ -61,27 +61,36 @@ def area_under_curve(yes: list[float], no: list[float]) -> float:
     return sum((a > b) + (a == b) / 2 for a in yes for b in no) / (len(yes) * len(no))
 
 
-def test_no_spelling_tells_who_lives_here(shipped, town):
-    "Neither how many tokens a name has, nor which, as a naive Bayes on other names has learned."
-    tokenizer = shipped[1]
-    residents = [p.name for p in town.people]
-    strangers = sorted({town.stranger(random.Random(seed)).name for seed in range(500)})
-    def tokens(name): return tokenizer.encode(f"Q: Where does {name} live?")
-    counts = [[len(tokens(name)) for name in names] for names in (residents, strangers)]
-    assert 0.4 < area_under_curve(*counts) < 0.6
+@pytest.fixture(scope="module")
+def names():
+    "Residents and strangers of twenty towns: which of 96 names live there is drawn by lots."
+    return [([p.name for p in town.people],
+             sorted({town.stranger(random.Random(seed)).name for seed in range(300)}))
+            for town in map(Tinytown, range(20))]
+
+
+def test_no_name_tells_by_its_length_who_lives_here(shipped, names):
+    "The tokenizer spells residents and strangers alike; one town differs by the luck of its draw."
+    areas = [area_under_curve(*([len(shipped[1].encode(f" {name}")) for name in group]
+                                for group in both)) for both in names]
+    assert abs(sum(areas) / len(areas) - 0.5) < 0.03 and max(abs(a - 0.5) for a in areas) < 0.17
+
+
+def test_no_name_tells_by_its_tokens_who_lives_here(shipped, names):
+    "What a naive Bayes learns from half of a town's names does not carry over to the other half."
+    def tokens(name): return set(shipped[1].encode(f"Q: Where does {name} live?"))
     def weights(here, away):                # of each token: how much it speaks for a resident
-        times = [Counter(i for name in names for i in set(tokens(name))) for names in (here, away)]
+        times = [Counter(i for name in group for i in tokens(name)) for group in (here, away)]
         return {i: math.log((times[0][i] + 1) / (len(here) + 2))
                 - math.log((times[1][i] + 1) / (len(away) + 2)) for i in {*times[0], *times[1]}}
     areas = []
-    for seed in range(40):
+    for seed, (residents, strangers) in enumerate(names):
         rng = random.Random(seed)
         here, away = rng.sample(residents, len(residents)), rng.sample(strangers, len(strangers))
         of = weights(here[::2], away[::2])
-        scores = [[sum(of.get(i, 0) for i in set(tokens(name))) for name in names]
-                  for names in (here[1::2], away[1::2])]
-        areas.append(area_under_curve(*scores))
-    assert sum(areas) / len(areas) < 0.6
+        areas.append(area_under_curve(*([sum(of.get(i, 0) for i in tokens(name)) for name in group]
+                                        for group in (here[1::2], away[1::2]))))
+    assert abs(sum(areas) / len(areas) - 0.5) < 0.1
 
 
 def test_its_held_out_loss_is_what_its_card_says(shipped, facts, town):
