@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .tokenizer import Tokenizer
 
-# %% ../nbs/23_data.ipynb #read-text
+# %% ../nbs/23_data.ipynb #suffixes
 SUFFIXES = {".txt", ".md", ".rst", ".py", ".js", ".c", ".h", ".html", ".json", ".jsonl", ".csv",
             ".tex"}
 
