@@ -351,7 +351,7 @@ class Batches:
         self,
         tokens: np.ndarray,        # (n,) token ids, in memory or mapped
         batch_size: int,           # B: windows in a batch
-        context_length: int,       # T: tokens in a window
+        context_length: int,       # T: inputs in a window
         seed: int = 0,             # another seed, another order
         end_of_text: int | None = None,     # the marker; short documents then begin their windows
     ):
