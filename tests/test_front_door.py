@@ -29,8 +29,8 @@ def test_the_shipped_model_opens_without_a_name(shipped):
     model, tokenizer = shipped
     same, _ = load_model()
     assert model.cfg == same.cfg and model.device.type == "cpu" and model.dtype == torch.float32
-    assert model.num_parameters() == 1_629_920 and not model.training
-    assert repr(tokenizer) == "Tokenizer(3,072 tokens, <|endoftext|> among them)"
+    assert model.num_parameters() == 1_820_736 and not model.training
+    assert repr(tokenizer) == "Tokenizer(2,560 tokens, <|endoftext|> among them)"
 
 
 def test_a_folder_a_file_and_a_folder_of_theirs_open(saved, tiny_model, tokenizer, tmp_path):

@@ -45,8 +45,8 @@ await inBrowser(places, async (page, origin) => {
   // tokens: ids, bytes and merges, by mouse and by keyboard
   await wake("tokens");
   await says("#tokens .live-count", /^12 characters, 15 bytes, \d+ tok/);
-  await type("tokens", "the the");
-  await says("#tokens .live-count", /^7 characters/);
+  await type("tokens", " the the");
+  await says("#tokens .live-count", /^8 characters/);
   assert.equal((await texts("#tokens .live-token")).length, 2);
   await at("#tokens .live-token").nth(1).focus();
   await page.keyboard.press("Enter");
@@ -67,7 +67,7 @@ await inBrowser(places, async (page, origin) => {
   await wake("machine");
   const stations = +await at("#machine input[type=range]").getAttribute("max");
   for (let n = 0; n < stations; n++) await at("#machine button", { hasText: "On ▶" }).click();
-  await says("#machine .live-station", /chances3072.*others/);
+  await says("#machine .live-station", /chances2560.*others/);
   const on = at("#machine button", { hasText: "On ▶" });
   assert.equal(await on.getAttribute("aria-disabled"), "true");
   await at("#machine button", { hasText: "Back" }).first().click();
@@ -87,7 +87,7 @@ await inBrowser(places, async (page, origin) => {
   assert.equal((await texts("#sampler .live-made")).length, 0);
   assert.equal((await texts("#sampler .live-bars code"))[0], first);
   await at("#sampler input[type=range]").first().fill("0");
-  await says("#sampler .live-count", /^1 of 3,072 tokens/);
+  await says("#sampler .live-count", /^1 of 2,560 tokens/);
   await at("#sampler button", { hasText: "Let it run" }).click();
   await page.waitForFunction(() => document.querySelectorAll("#sampler .live-made").length > 8);
   await at("#sampler button", { hasText: "Stop" }).click();
