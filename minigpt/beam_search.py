@@ -14,7 +14,7 @@ import torch
 from .cache import KVCache
 from .model import GPT
 
-# %% ../nbs/53_beam_search.ipynb #scored
+# %% ../nbs/53_beam_search.ipynb #hypothesis
 @dataclass(frozen=True)
 class Hypothesis:
     "One continuation that the search considered."
@@ -22,7 +22,7 @@ class Hypothesis:
     logprob: float           # nats: the sum over its tokens
     score: float             # logprob / len(ids) ** length_penalty; the larger the better
 
-# %% ../nbs/53_beam_search.ipynb #5544d32d
+# %% ../nbs/53_beam_search.ipynb #scored
 def scored(
     ids: Sequence[int],
     logprob: float,             # nats

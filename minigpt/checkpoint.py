@@ -33,7 +33,7 @@ try:
 except ImportError:             # Windows has none
     fcntl = None
 
-# %% ../nbs/43_checkpoints.ipynb #030fdae8
+# %% ../nbs/43_checkpoints.ipynb #fingerprint
 def fingerprint(
     tensors: dict[str, Tensor],     # what a file holds
     text: str = "",                 # what else it says

@@ -103,7 +103,7 @@ def check_minutes(minutes: float) -> None:
     if not 0 < minutes < math.inf:
         raise ValueError(f"--minutes {minutes} must be above 0")
 
-# %% ../nbs/75_cli.ipynb #choose-recipe
+# %% ../nbs/75_cli.ipynb #sizes
 SIZES = ("n_layer", "n_head", "n_kv_head", "d_model", "d_ff", "context_length")
 CHANGES = ("data", "steps", "batch_size", "lr", "adamw_lr", "vocab_size", "seed", "precision")
 
@@ -124,7 +124,7 @@ def changed(
         sizes.setdefault("n_kv_head", sizes["n_head"] // (2 - sizes["n_head"] % 2))
     return replace(base, **given, model=replace(base.model, **sizes))
 
-# %% ../nbs/75_cli.ipynb #104d35c8
+# %% ../nbs/75_cli.ipynb #choose-recipe
 def choose_recipe(
     args: argparse.Namespace,
     world: object,           # a World (`distributed`): where it will train

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHORT', 'Allowed', 'Overflow', 'Function', 'RENAMED', 'AnyTokenizer', 'Writing', 'pad_left', 'numpy_libraries',
-           'one_thread', 'write', 'draw', 'check_prompts', 'check_request', 'generate_ids', 'TextStream', 'stream_text',
-           'pieces', 'in_our_words', 'known_rules', 'complete', 'Completion', 'complete_batch', 'load', 'or_ids',
-           'stream', 'generate']
+           'one_thread', 'write', 'draw', 'check_prompts', 'check_rules', 'check_request', 'generate_ids', 'TextStream',
+           'stream_text', 'pieces', 'in_our_words', 'known_rules', 'complete', 'Completion', 'complete_batch', 'load',
+           'or_ids', 'stream', 'generate']
 
 # %% ../nbs/52_inference.ipynb #imports
 from codecs import getincrementaldecoder
@@ -245,14 +245,19 @@ def check_prompts(
                              f"{limit}; ask for fewer, or choose overflow=\"stop\" or \"slide\"")
 
 # %% ../nbs/52_inference.ipynb #generate
+def check_rules(rules: Sequence[Rule]) -> None:
+    "A TypeError says what to write in place of a rule without its list."
+    if callable(rules):
+        raise TypeError("rules takes a list: rules=[temperature(0.7)], not temperature(0.7)")
+
+
 def check_request(
     ids: Sequence[int],
     rules: Sequence[Rule],
     rng: torch.Generator | None,
 ) -> list[int]:                     # the ids
     "Refuse what is of the wrong kind. A TypeError says what to write in its place."
-    if callable(rules):
-        raise TypeError("rules takes a list: rules=[temperature(0.7)], not temperature(0.7)")
+    check_rules(rules)
     if rng is not None and not isinstance(rng, torch.Generator):
         raise TypeError(f"rng={rng!r} is no source of chance; give "
                         f"torch.Generator().manual_seed({rng!r})")
@@ -360,6 +365,7 @@ def known_rules(
     rules: Sequence[Rule],
 ) -> list[Rule]:        # the rules, and first one that drops ids without a token
     "Some models have more rows than their tokenizer has tokens; those are never drawn."
+    check_rules(rules)
     spare = tokenizer.vocab_size < model.cfg.vocab_size
     cut = [lambda logits, past: logits[:, :tokenizer.vocab_size]] if spare else []
     return [*cut, *rules]
@@ -379,7 +385,6 @@ def complete(
 ) -> Iterator[str]:                  # pieces of new text, without the prompt
     "Continue a text, piece by piece: `''.join(complete(...))` is the whole continuation."
     ids, rng = tokenizer.prompt_ids(prompt), torch.Generator().manual_seed(seed)
-    check_request(ids, rules, rng)
     rules = known_rules(model, tokenizer, rules)
     new = generate_ids(model, ids, max_tokens, rules, rng, tokenizer.stop_ids, overflow, allowed)
     return stream_text(tokenizer, new, stop)
@@ -408,7 +413,6 @@ def complete_batch(
     "Continue several texts at once; each comes out as it would alone with its seed."
     if isinstance(prompts, str):
         raise ValueError(f"prompts={prompts!r} is one text; give a list of them: [{prompts!r}]")
-    check_request([], rules, None)
     seeds = [seeds] * len(prompts) if isinstance(seeds, int) else seeds
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds; give one for each")
@@ -477,7 +481,7 @@ def stream(
     allowed: Allowed | None = None,  # what a grammar permits next (`constrained`)
 ) -> Iterator[str]:                  # pieces of new text, each as soon as it is certain
     "Continue a text, piece by piece. A ValueError says at once which knob cannot be."
-    check_request([], rules, None)
+    check_rules(rules)
     knobs = [sampling.top_k(top_k), sampling.top_p(top_p), sampling.min_p(min_p),
              sampling.temperature(temperature)]
     return complete(model, tokenizer, prompt, max_tokens, [*rules, *knobs], seed, stop, overflow,

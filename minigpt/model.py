@@ -82,7 +82,7 @@ ELSEWHERE = {"config": "cfg", "block_size": "cfg.context_length",
              "tokenizer": "the second thing that minigpt.load() gives",
              "stream": "minigpt.stream(model, tokenizer, ...)"}     # its name there -> ours
 
-# %% ../nbs/37_model.ipynb #gpt
+# %% ../nbs/37_model.ipynb #cache-protocol
 class Cache(Protocol):
     "The past of all layers, such as a `KVCache`."
 
@@ -95,7 +95,7 @@ class Cache(Protocol):
         "What one layer keeps."
         ...
 
-# %% ../nbs/37_model.ipynb #de7c6af1
+# %% ../nbs/37_model.ipynb #gpt
 class GPT(nn.Module):
     "Token ids in, a score for every possible next token out."
 
