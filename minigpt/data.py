@@ -402,6 +402,13 @@ class Batches:
         fits = len(marks) and self.end_of_text in row[mark + 1:mark + T + 1]
         return low + mark if fits else place
 
+    def window(
+        self,
+        place: int,         # in the row
+    ) -> np.ndarray:        # (T+1,) token ids
+        "The window there; with markers, the one that begins at the next, as `begin` says."
+        return read_row(self.tokens, self.begin(place), self.context_length + 1)
+
     def __getitem__(
         self,
         n: int,                         # which batch, from 0; there is always a next one
