@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "book"))
 import elsewhere  # noqa: E402
 
 SITE = elsewhere.SITE
-QUICK = "55_constrained"      # seconds to run; needs llguidance, matplotlib and the shipped weights
+QUICK = "54_constrained"      # seconds to run; needs llguidance, matplotlib and the shipped weights
 ON_DEMAND = {"datasets"}      # a function imports it, and says how to install it
 PRESENT = sys.stdlib_module_names | {"minigpt"}
 LEFT = re.compile(r"\{[\w:.-]+\}`|^ {0,3}(?::::|(?:```|~~~)\{)|^\([\w:.-]+\)=$|^\{[.#]|\]\{[.#]"
@@ -31,7 +31,7 @@ CODE = re.compile(r"^(```+|~~~+)[^{\n]*\n.*?^\1|(?<!\})`+[^`\n]+`+", re.M | re.S
 
 
 def plain(text):
-    return elsewhere.blocks(text, "nbs/32_attention", elsewhere.Pictures("32_attention"))
+    return elsewhere.blocks(text, "nbs/31_attention", elsewhere.Pictures("31_attention"))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def copies(tmp_path_factory):
      "> **Predict.**\n>\n> How long?\n\n"
      "<details>\n<summary>Answer</summary>\n\n**3 s.** Three.\n\n</details>"),
     (":::{widget} tokens\n:text: hello\n\nTry it.\n:::",
-     f"> Here [the page on the website]({SITE}nbs/32_attention.html) has a part that you can try. "
+     f"> Here [the page on the website]({SITE}nbs/31_attention.html) has a part that you can try. "
      "Try it."),
     ("{abbr}`GPT (transformer)`, {kbd}`Esc`, {term}`token`", "GPT (transformer), <kbd>Esc</kbd>, "
                                                              "token"),
@@ -83,7 +83,7 @@ def test_what_is_plain_stays(text):
     ("34_norm.ipynb#by-hand", f"{SITE}nbs/34_norm.html#by-hand"),
     ("../book/references.md", f"{SITE}book/references.html"),
     ("../index.md", SITE),
-    ("#the-words", f"{SITE}nbs/32_attention.html#the-words"),
+    ("#the-words", f"{SITE}nbs/31_attention.html#the-words"),
     ("../README.md", f"{elsewhere.REPOSITORY}/blob/main/README.md"),
     ("../book/_static/favicon.svg", elsewhere.REPOSITORY.replace(
         "github.com", "raw.githubusercontent.com") + "/main/book/_static/favicon.svg"),
@@ -112,12 +112,12 @@ def test_citations_name_author_and_year():
 
 
 def test_a_drawing_becomes_a_file():
-    pictures = elsewhere.Pictures("32_attention")
+    pictures = elsewhere.Pictures("31_attention")
     text = ('<figure class="drawing">\n<svg role="img" aria-label="A [big] box">'
             "<rect/></svg>\n<figcaption>One box.</figcaption>\n</figure>\n\nAfter.")
-    assert elsewhere.blocks(text, "nbs/32_attention", pictures) == (
-        f"![A big box]({SITE}notebooks/32_attention-1.svg)\n\n*One box.*\n\nAfter.")
-    svg = pictures["32_attention-1.svg"]
+    assert elsewhere.blocks(text, "nbs/31_attention", pictures) == (
+        f"![A big box]({SITE}notebooks/31_attention-1.svg)\n\n*One box.*\n\nAfter.")
+    svg = pictures["31_attention-1.svg"]
     assert 'xmlns="http://www.w3.org/2000/svg"' in svg and 'color="#7d838c"' in svg
 
 
@@ -129,7 +129,7 @@ def test_directives_become_what_jupyter_knows():
         new_code_cell("#| eval: false\nexpensive()", id="shown"),
         new_code_cell("#| code-fold: true\n#| code-summary: Solution 1\ny = 2", id="folded"),
         new_code_cell("#| fig-cap: A line.\n#| label: fig-line\nplot()", id="drawn")])
-    copy, _ = elsewhere.convert(nb, "32_attention")
+    copy, _ = elsewhere.convert(nb, "31_attention")
     cells = {cell.id: cell for cell in copy.cells}
     assert list(cells) == ["title", "elsewhere-page", "elsewhere-install", "kept", "shown",
                            "folded", "drawn", "drawn-caption"]

@@ -208,7 +208,7 @@ def test_every_chapter_with_a_list_of_words_is_in_the_glossary():
 
 
 def test_known_words_have_their_meaning():
-    query = next(m for m in TERMS["query"] if m.chapter == "nbs/32_attention")
+    query = next(m for m in TERMS["query"] if m.chapter == "nbs/31_attention")
     assert query.text == "the wish. A vector that says what a token is looking for."
     assert [m.chapter for m in TERMS["seed"]] == ["nbs/20_tinytown", "nbs/50_sampling"]
     assert not any("{cite" in m.whole for m in MEANINGS)
