@@ -10,11 +10,13 @@ from pathlib import Path
 
 import torch
 
-from minigpt.cache import KVCache, decoder_for
-from minigpt.config import ModelConfig, count_parameters, forward_flops
+from minigpt.cache import KVCache
+from minigpt.config import ModelConfig
+from minigpt.decoder import decoder_for
 from minigpt.inference import Writing, generate_ids, write
 from minigpt.model import GPT
 from minigpt.sampling import temperature
+from minigpt.sizes import count_parameters, forward_flops
 from minigpt.weights import to_huggingface
 
 from .machine import ROOT, MatmulPeak

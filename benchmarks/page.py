@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 
 from minigpt.checkpoint import load_model, shipped_model
-from minigpt.config import count_parameters
 from minigpt.page import write_golden
+from minigpt.sizes import count_parameters
 
 from .measure import Options, Row
 

@@ -8,10 +8,11 @@ from functools import partial
 import numpy as np
 import torch
 
-from minigpt.config import ModelConfig, count_parameters
+from minigpt.config import ModelConfig
 from minigpt.data import Batches
 from minigpt.model import GPT
 from minigpt.optim import AdamW, muon_for, parameter_groups, trapezoid, warmup_cosine
+from minigpt.sizes import count_parameters
 from minigpt.training import evaluate, train
 
 from .measure import Options, Row

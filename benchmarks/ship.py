@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from minigpt.checkpoint import load_model, shipped_model
-from minigpt.config import count_parameters
 from minigpt.inference import complete_batch
 from minigpt.loss import document_loss
 from minigpt.recipe import read_recipe
 from minigpt.sampling import temperature
+from minigpt.sizes import count_parameters
 from minigpt.tinytown import DOES_NOT_SAY, SHARES, Question, Tinytown
 
 UNSEEN = 424_242      # a seed that neither training nor validation uses

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minigpt.config import ModelConfig, count_parameters, forward_flops
+from minigpt.config import ModelConfig
 from minigpt.data import Batches
 from minigpt.distributed import World
 from minigpt.optim import clip_gradients
 from minigpt.recipe import PRECISIONS, RECIPES, Recipe, Report, build, logs
+from minigpt.sizes import count_parameters, forward_flops
 from minigpt.training import accumulate_gradients, train
 
 from .machine import MatmulPeak

@@ -15,7 +15,7 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 RANDOM_ID = re.compile(r"[0-9a-f]{8}")
-DEFINED = re.compile(r"^(?:def|class)\s+(\w+)|^([A-Za-z]\w*)\s*(?::[^=\n]+)?=|^((?:from|import) )",
+DEFINED = re.compile(r"^(?:def|class)\s+(\w+)|^(\w+)\s*(?::[^=\n]+)?=|^((?:from|import) )",
                      re.M)
 
 
@@ -40,14 +40,16 @@ def cell_name(source: str) -> str:
 
 def name_cells(path: Path) -> None:
     "Give the exported cells of a notebook ids that say what is in them."
-    nb = nbformat.read(path, as_version=4)
-    taken, changed = {cell.get("id") for cell in nb.cells}, False
-    for cell in nb.cells:
-        if re.match(r"#\|\s*export\b", cell.source) and RANDOM_ID.fullmatch(cell.get("id", "")):
-            name = cell_name(cell.source)
-            if name and name not in taken:
-                cell["id"], changed = name, True
-                taken.add(name)
+    nb, changed = nbformat.read(path, as_version=4), False
+    holders = {cell.get("id"): cell for cell in nb.cells}
+    exported = lambda cell: re.match(r"#\|\s*export\b", cell.source)
+    for cell in filter(exported, nb.cells):
+        name = cell_name(cell.source) if RANDOM_ID.fullmatch(cell.get("id", "")) else ""
+        if name and (name not in holders or not exported(holders[name])):
+            if name in holders:                  # a cell that the module does not show gives way
+                holders[name]["id"] = cell["id"]
+            cell["id"], changed = name, True
+            holders[name] = cell
     if changed:
         nbformat.write(nb, path)
 

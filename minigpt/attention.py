@@ -8,6 +8,7 @@ __all__ = ['causal_mask', 'attend', 'padding_mask', 'split_heads', 'join_heads',
 
 # %% ../nbs/31_attention.ipynb #imports
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -15,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .position import rotate
 
 # %% ../nbs/31_attention.ipynb #causal-mask
 def causal_mask(
@@ -110,7 +110,7 @@ class CausalSelfAttention(nn.Module):
     def project(
         self,
         x: Tensor,                                          # (B, T, D) the tokens' vectors, normed
-        rotation: tuple[Tensor, Tensor] | None = None,      # cosines and sines of their places
+        rotation: Callable[[Tensor], Tensor] | None = None,     # turns each to its place
         source: Tensor | None = None,                       # (B, S, D) the asked; None: x itself
     ) -> tuple[Tensor, Tensor, Tensor]:                     # q (B, H, T, Dh); k, v (B, G, S, Dh)
         "Make queries, keys and values, and turn queries and keys to their places."
@@ -121,13 +121,13 @@ class CausalSelfAttention(nn.Module):
             q, k = (F.rms_norm(h, (self.d_head,), scale, self.norm_eps)
                     for h, scale in ((q, self.query_scale), (k, self.key_scale)))
         if rotation is not None:
-            q, k = rotate(q, *rotation), rotate(k, *rotation)
+            q, k = rotation(q), rotation(k)
         return q, k, v
 
     def forward(
         self,
         x: Tensor,                                          # (B, T, D) the tokens' vectors, normed
-        rotation: tuple[Tensor, Tensor] | None = None,      # cosines and sines of their places
+        rotation: Callable[[Tensor], Tensor] | None = None,     # turns each to its place
         mask: Tensor | None = None,                         # as `attend_fused` takes it
         cache: KeyValueStore | None = None,                 # keeps this layer's past
     ) -> Tensor:                                            # (B, T, D) what each token gathered

@@ -81,7 +81,7 @@ def tokenize_command(args: argparse.Namespace) -> None:
 def info_command(args: argparse.Namespace) -> None:
     "Print a model's shape and size, and what is written down about its origin."
     from minigpt.checkpoint import model_folder
-    from minigpt.config import count_parameters
+    from minigpt.sizes import count_parameters
     from minigpt.weights import open_model
     model, _ = open_model(args.checkpoint)
     folder = model_folder(args.checkpoint)
@@ -207,7 +207,7 @@ def follow(
 # %% ../nbs/88_cli.ipynb #train-command
 def train_command(args: argparse.Namespace) -> None:
     "Train and show it; Ctrl-C saves and says how to go on. Under torchrun all processes share it."
-    from minigpt.config import count_parameters
+    from minigpt.sizes import count_parameters
     from minigpt.distributed import join_world
     from minigpt.recipe import read_recipe, run, steps_done
     with join_world(device=args.device) as world:
@@ -237,7 +237,7 @@ def train_command(args: argparse.Namespace) -> None:
 # %% ../nbs/88_cli.ipynb #plan-command
 def plan_command(args: argparse.Namespace) -> None:
     "Measure this machine for a few seconds, and write down a recipe that fits the time."
-    from minigpt.config import count_parameters
+    from minigpt.sizes import count_parameters
     from minigpt.distributed import join_world
     from minigpt.recipe import RECIPES, plan, write_recipe
     check_minutes(args.minutes)
@@ -259,7 +259,7 @@ def plan_command(args: argparse.Namespace) -> None:
 # %% ../nbs/88_cli.ipynb #recipes-command
 def recipes_command(args: argparse.Namespace) -> None:
     "Print the recipes that come with the package, or one of them as JSON."
-    from minigpt.config import count_parameters
+    from minigpt.sizes import count_parameters
     from minigpt.recipe import RECIPES
     if args.name is not None and args.name not in RECIPES:
         raise ValueError(f"recipe {args.name} is unknown; choose from {', '.join(RECIPES)}")

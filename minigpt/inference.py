@@ -25,8 +25,10 @@ from threadpoolctl import LibController, ThreadpoolController
 from torch import Tensor
 
 from . import sampling
-from .cache import PROCESSOR_CACHE, KVCache, decoder_for
-from .model import GPT, as_dtype, later
+from .cache import KVCache
+from .decoder import PROCESSOR_CACHE, decoder_for
+from .config import later
+from .model import GPT, as_dtype
 from .sampling import Rule, sample
 
 # %% ../nbs/53_inference.ipynb #any-tokenizer

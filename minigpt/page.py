@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .cache import KVCache
 from .checkpoint import write_whole
-from .efficient_attention import window_mask
+from .model import window_mask
 from .model import GPT
 from minigpt.sampling import (
     frequency_penalty,

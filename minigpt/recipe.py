@@ -23,7 +23,8 @@ import torch
 
 from .checkpoint import checkpoints_in, load_checkpoint, only_run
 from .checkpoint import save_checkpoint, save_model, write_whole
-from .config import ModelConfig, count_parameters
+from .config import ModelConfig
+from .sizes import count_parameters
 from .data import Batches, dataset_documents, load_tokens, read_documents
 from .data import split_stream, stdlib_text, write_tokens
 from .distributed import ALONE, SPREADS, World, replicate, shard
@@ -145,7 +146,7 @@ def steps_for(
         pass
     return max(1, int(minutes * 60 / ((time.perf_counter() - start) / n_trial)))
 
-# %% ../nbs/46_recipe.ipynb #plan
+# %% ../nbs/46_recipe.ipynb #sizes
 SIZES = ((2, 96, 2, 8), (4, 128, 4, 8), (4, 160, 4, 8), (6, 256, 4, 16), (6, 384, 6, 24),
          (8, 512, 8, 24), (12, 768, 12, 24))       # layers, width, heads, windows in a step
 

@@ -8,16 +8,17 @@ __all__ = ['Step', 'TrainingDiverged', 'diagnosis', 'accumulate_gradients', 'tra
 # %% ../nbs/42_training.ipynb #imports
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .config import later
 from .data import Batches
 from .loss import cross_entropy, shift
 from .model import as_dtype
-from .moe import balance_loss, watch_routers
 from .optim import clip_gradients
 
 # %% ../nbs/42_training.ipynb #step
@@ -68,16 +69,17 @@ def accumulate_gradients(
 ) -> float:                      # nats a token, mean over the whole batch, without the balance
     "Gradients of the mean loss of the whole batch, whatever the cut."
     total, n_targets, precision = 0.0, n_targets or ids[:, 1:].numel(), as_dtype(precision)
+    cfg = getattr(getattr(model, "module", model), "cfg", None)  # DistributedDataParallel wraps it
+    experts = later("moe") if balance and cfg and cfg.n_expert else None
     for part in ids.chunk(n_micro):
         inputs, targets = shift(part)
         mixed = torch.autocast(ids.device.type, precision, enabled=precision != torch.float32)
-        with watch_routers(model) as scores, mixed:
+        with experts.watch_routers(model) if experts else nullcontext() as scores, mixed:
             logits = model(inputs)
         loss = cross_entropy(logits.float(), targets, "sum") / n_targets
         total += loss.item()
-        if scores and balance:
-            cfg = getattr(model, "module", model).cfg       # DistributedDataParallel wraps it
-            loss = loss + balance * balance_loss(scores, cfg.n_expert_used) \
+        if experts:
+            loss = loss + balance * experts.balance_loss(scores, cfg.n_expert_used) \
                 * (targets.numel() / n_targets)
         loss.backward()
     return total

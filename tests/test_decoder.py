@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from minigpt.cache import (
+from minigpt.cache import KVCache
+from minigpt.config import ModelConfig
+from minigpt.decoder import (
     DECODERS,
     PROCESSOR_CACHE,
     Decoder,
-    KVCache,
     choose_layout,
     decoder_for,
     layouts,
     switch,
 )
-from minigpt.config import ModelConfig
 from minigpt.inference import Writing, numpy_libraries, write
 from minigpt.model import GPT
 from minigpt.sampling import temperature

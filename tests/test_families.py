@@ -15,10 +15,11 @@ from tokenizers import Tokenizer as Engine
 from minigpt.cache import KVCache
 from minigpt.checkpoint import load_model, save_model
 from minigpt.cli import main
-from minigpt.config import ModelConfig, RopeScaling, count_parameters
+from minigpt.config import ModelConfig, RopeScaling
 from minigpt.inference import complete, generate_ids
 from minigpt.model import GPT
 from minigpt.sampling import temperature
+from minigpt.sizes import count_parameters
 from minigpt.tokenizer import END_OF_TEXT, PATTERN, Tokenizer, train_tokenizer
 from minigpt.weights import (
     FAMILIES,

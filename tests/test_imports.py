@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -39,16 +40,34 @@ def imports(name):
                 yield module
 
 
-AHEAD = {"model": {"inference"}, "inference": {"weights"}}     # who looks ahead, and where to
+AHEAD = {"position": {"long_context"}, "block": {"efficient_attention", "moe"},      # who looks
+         "model": {"inference"}, "training": {"moe"}, "inference": {"weights"}}      # where to
 
 
 @each_module
 def test_who_looks_ahead_is_listed(name):
-    "`model.later` imports a later module when it is needed; nothing else does."
+    "`config.later` imports a later module when it is needed; nothing else does."
     calls = [n for n in ast.walk(TREES[name]) if isinstance(n, ast.Call)]
-    called = {ast.literal_eval(c.args[0]) for c in calls if ast.unparse(c.func) == "later"}
+    called = {ast.literal_eval(c.args[0]) for c in calls
+              if ast.unparse(c.func) == "later" and name != "config"}
     assert called == AHEAD.get(name, set())
-    assert name == "model" or not [c for c in calls if "import_module" in ast.unparse(c.func)]
+    assert name == "config" or not [c for c in calls if "import_module" in ast.unparse(c.func)]
+
+
+def test_what_moved_is_found_in_its_old_place_with_a_warning():
+    "For one version; `from minigpt.old import *` and a misspelt name are as they were."
+    homes = {}
+    for name, tree in TREES.items():
+        for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
+            if ast.unparse(call.func) == "moved":
+                homes |= {(name, k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    assert {("config", "count_parameters"), ("cache", "Decoder"), ("mlp", "Experts")} <= set(homes)
+    for (old, what), new in homes.items():
+        with pytest.warns(DeprecationWarning, match=f"minigpt.{new}.{what}"):
+            found = getattr(import_module(f"minigpt.{old}"), what)
+        assert found is getattr(import_module(f"minigpt.{new}"), what)
+    with pytest.raises(AttributeError, match="count_parameter"):
+        import_module("minigpt.config").count_parameter  # noqa: B018
 
 
 def public(body):

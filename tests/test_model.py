@@ -9,19 +9,12 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from minigpt.cache import KVCache
-from minigpt.config import (
-    CHOICES,
-    ModelConfig,
-    RopeScaling,
-    active_parameters,
-    count_parameters,
-    forward_flops,
-    memory_bytes,
-)
+from minigpt.config import CHOICES, ModelConfig, RopeScaling
 from minigpt.inference import generate_ids
 from minigpt.loss import cross_entropy, shift
 from minigpt.model import GPT
 from minigpt.sampling import temperature
+from minigpt.sizes import active_parameters, count_parameters, forward_flops, memory_bytes
 from minigpt.training import accumulate_gradients
 
 LIKE_LLAMA = ModelConfig(vocab_size=40, context_length=12, n_layer=2, n_head=4, n_kv_head=2,

@@ -10,10 +10,10 @@ import torch
 
 from benchmarks.ship import reading, sums_right
 from minigpt.checkpoint import load_model, shipped_model
-from minigpt.config import count_parameters
 from minigpt.inference import complete, generate_ids
 from minigpt.loss import document_loss
 from minigpt.sampling import temperature
+from minigpt.sizes import count_parameters
 from minigpt.tinytown import Tinytown
 
 UNSEEN = 4_021_977          # a seed of documents that no run and no chapter uses
