@@ -24,17 +24,17 @@ import torch
 from .checkpoint import checkpoints_in, load_checkpoint, only_run
 from .checkpoint import save_checkpoint, save_model, write_whole
 from .config import ModelConfig
-from .sizes import count_parameters
 from .data import Batches, dataset_documents, load_tokens, read_documents
 from .data import split_stream, stdlib_text, write_tokens
 from .distributed import ALONE, SPREADS, World, replicate, shard
 from .model import GPT
 from .optim import muon_for, trapezoid
+from .sizes import count_parameters
 from .tinytown import Tinytown, blend
 from .tokenizer import Tokenizer, train_tokenizer
 from .training import Step, TrainingDiverged, evaluate, train
 
-# %% ../nbs/46_recipe.ipynb #recipe
+# %% ../nbs/46_recipe.ipynb #precisions
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
