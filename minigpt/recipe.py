@@ -34,7 +34,7 @@ from .tinytown import Tinytown, blend
 from .tokenizer import Tokenizer, train_tokenizer
 from .training import Step, TrainingDiverged, evaluate, train
 
-# %% ../nbs/46_recipe.ipynb #precisions
+# %% ../nbs/46_recipe.ipynb #recipe
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
