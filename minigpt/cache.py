@@ -9,7 +9,7 @@ __all__ = ['LayerCache', 'KVCache']
 import torch
 from torch import Tensor, nn
 
-from .config import ModelConfig, moved
+from .config import ModelConfig, old_names
 from .model import as_dtype
 
 # %% ../nbs/51_kv_cache.ipynb #layer-cache
@@ -110,7 +110,7 @@ class KVCache:
             layer.length = length
 
 # %% ../nbs/51_kv_cache.ipynb #getattr
-__getattr__ = moved(
+__getattr__ = old_names(
     __name__,
     DECODERS="decoder", PROCESSOR_CACHE="decoder", Decoder="decoder", Product="decoder",
     BlockStep="decoder", PlaceTables="decoder", array="decoder", attend_once="decoder",

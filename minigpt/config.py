@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AttentionKind', 'PositionKind', 'MLPKind', 'NormKind', 'NormPlace', 'Stretch', 'CHOICES', 'STRETCHES', 'GPT2',
-           'later', 'moved', 'check_numbers', 'RopeScaling', 'ModelConfig']
+           'later', 'old_names', 'check_numbers', 'RopeScaling', 'ModelConfig']
 
 # %% ../nbs/30_config.ipynb #imports
 import json
@@ -24,7 +24,7 @@ def later(
     return import_module(f"minigpt.{name}")
 
 # %% ../nbs/30_config.ipynb #moved
-def moved(
+def old_names(
     here: str,           # the module whose names have moved: __name__
     **homes: str,        # name -> the module where it lives now
 ) -> Callable[[str], Any]:      # for that module's `__getattr__`
@@ -200,7 +200,7 @@ GPT2 = ModelConfig(vocab_size=50_257, context_length=1024, n_layer=12, n_head=12
                    d_model=768, d_ff=3072, norm="layer", mlp="gelu", position="learned", bias=True)
 
 # %% ../nbs/30_config.ipynb #getattr
-__getattr__ = moved(
+__getattr__ = old_names(
     __name__,
     matrix_sizes="sizes", bias_sizes="sizes", count_parameters="sizes",
     active_parameters="sizes", forward_flops="sizes", memory_bytes="sizes")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import KeyValueStore, attend_fused, join_heads, split_heads
-from .config import ModelConfig, moved
+from .config import ModelConfig, old_names
 
 # %% ../nbs/62_efficient_attention.ipynb #online-softmax
 def absorb_tile(
@@ -57,7 +57,7 @@ def attend_tiled(
     return torch.cat(blends, dim=-2)
 
 # %% ../nbs/62_efficient_attention.ipynb #getattr
-__getattr__ = moved(__name__, build_attention="block", combine_masks="model",
+__getattr__ = old_names(__name__, build_attention="block", combine_masks="model",
                     window_mask="model")
 
 # %% ../nbs/62_efficient_attention.ipynb #latent-attention

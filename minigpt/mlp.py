@@ -9,7 +9,7 @@ __all__ = ['activate', 'MLP', 'SwiGLU', 'build_network']
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import ModelConfig, moved
+from .config import ModelConfig, old_names
 
 # %% ../nbs/33_mlp.ipynb #activate
 def activate(
@@ -65,4 +65,4 @@ def build_network(
     return SwiGLU(cfg) if cfg.mlp == "swiglu" else MLP(cfg)
 
 # %% ../nbs/33_mlp.ipynb #getattr
-__getattr__ = moved(__name__, Experts="moe", route="moe", build_mlp="block")
+__getattr__ = old_names(__name__, Experts="moe", route="moe", build_mlp="block")

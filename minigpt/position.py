@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .config import ModelConfig, later, moved
+from .config import ModelConfig, later, old_names
 
 # %% ../nbs/32_position.ipynb #rope-frequencies
 def rope_frequencies(
@@ -164,4 +164,4 @@ def build_position(
             "sinusoidal": SinusoidalPosition, "alibi": AlibiPosition}[cfg.position](cfg)
 
 # %% ../nbs/32_position.ipynb #getattr
-__getattr__ = moved(__name__, stretched_frequencies="long_context")
+__getattr__ = old_names(__name__, stretched_frequencies="long_context")

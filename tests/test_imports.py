@@ -59,7 +59,7 @@ def test_what_moved_is_found_in_its_old_place_with_a_warning():
     homes = {}
     for name, tree in TREES.items():
         for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
-            if ast.unparse(call.func) == "moved":
+            if ast.unparse(call.func) == "old_names":
                 homes |= {(name, k.arg): ast.literal_eval(k.value) for k in call.keywords}
     assert {("config", "count_parameters"), ("cache", "Decoder"), ("mlp", "Experts")} <= set(homes)
     for (old, what), new in homes.items():
