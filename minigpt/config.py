@@ -23,7 +23,7 @@ def later(
     "A module that is imported when it is needed: the one way to look ahead."
     return import_module(f"minigpt.{name}")
 
-# %% ../nbs/30_config.ipynb #moved
+# %% ../nbs/30_config.ipynb #old-names
 def old_names(
     here: str,           # the module whose names have moved: __name__
     **homes: str,        # name -> the module where it lives now
