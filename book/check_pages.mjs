@@ -14,6 +14,7 @@ import { chromium } from "playwright-core";
 const BASE = "/minigpt/";  // a sub-path, as on the public site
 const BYTES = 1_000_000;   // that a page fetches by itself, compressed as public hosts do
 const MODEL = /\.safetensors$|\/tokenizer\.json$/;  // not counted
+const MOVED = /<meta http-equiv="refresh"/;  // leads to a page that is looked at itself
 const PAINT = 1000;        // ms until the first text or picture is drawn
 const PHONE = 360;         // px
 const TEXT = 9;            // px
@@ -89,9 +90,9 @@ class Report {
 const plural = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
 const short = (text, length = 160) => text.length > length ? `${text.slice(0, length)}…` : text;
 
-async function validate(site, name, report) {
+async function validate(name, text, report) {
   const validator = new HtmlValidate(new StaticConfigLoader(HTML));
-  const { results } = await validator.validateString(await readFile(join(site, name), "utf8"));
+  const { results } = await validator.validateString(text);
   const first = new Map();
   for (const message of results.flatMap((result) => result.messages)) {
     const same = first.get(message.ruleId) ?? { message, count: 0 };
@@ -294,11 +295,16 @@ async function main(folder) {
   const site = resolve(folder), report = new Report(), start = Date.now();
   const names = await pagesOf(site);
   if (names.length === 0) throw new Error(`no page in ${site}: build the site first`);
-  for (const name of names) await validate(site, name, report);
-  const seen = await inBrowser(site, names, report);
+  const shown = [];
+  for (const name of names) {
+    const text = await readFile(join(site, name), "utf8");
+    await validate(name, text, report);
+    if (!MOVED.test(text)) shown.push(name);
+  }
+  const seen = await inBrowser(site, shown, report);
   const most = (key) => seen.reduce((a, b) => (b[key] > a[key] ? b : a));
   const slow = most("paint"), heavy = most("bytes");
-  console.error(`  ${plural(names.length, "page")} in a browser, light and dark: `
+  console.error(`  ${plural(shown.length, "page")} in a browser, light and dark: `
     + `${Math.round((Date.now() - start) / 1000)} s; `
     + `latest first paint ${Math.round(slow.paint)} ms (${slow.name}); `
     + `most bytes ${heavy.bytes.toLocaleString("en")} (${heavy.name})`);

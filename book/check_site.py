@@ -44,6 +44,8 @@ class Page(HTMLParser):
         self.fetches += re.findall(r"url\(\s*[\"']?([^\"')]+)", a.get("style", ""))
         if tag == "a" and "href" in a:
             self.links.append(a["href"])
+        if tag == "meta" and a.get("http-equiv", "").lower() == "refresh":
+            self.links += re.findall(r"url=(\S+)", a.get("content", ""))
         if tag == "img" and a.get("role") != "presentation":
             alt = a.get("alt", "").strip()
             if not alt or alt == a.get("src") or "_images/" in alt:

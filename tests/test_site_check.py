@@ -34,6 +34,8 @@ BROKEN = {
     "fragment": ("", '<p><a href="clean.html#nowhere">there</a></p>',
                  r"no such place on the page: clean\.html#nowhere"),
     "link": ("", '<p><a href="nowhere.html">there</a></p>', r"broken link nowhere\.html"),
+    "moved": ('<meta http-equiv="refresh" content="0; url=nowhere.html">', "",
+              r"broken link nowhere\.html"),
     "console": ("", "<script>console.warn('it smokes');</script>", r"console warning: it smokes"),
     "throws": ("", "<script>throw new Error('it burns');</script>",
                r"script error: Error: it burns"),
@@ -53,6 +55,9 @@ BROKEN = {
 }
 CLEAN = {
     "clean": ("", '<p><a href="#top">Up</a>, <a href="folder/">on</a></p>'),
+    "old": ('<script>location.replace("clean.html" + location.hash);</script>'
+            '<noscript><meta http-equiv="refresh" content="0; url=clean.html"></noscript>',
+            '<p><a href="clean.html">Moved</a></p>'),
     "folder/index": ("", '<p><a href="../clean.html#top">Back</a></p>'),
     "model": ("", "<script>fetch('model.safetensors').then(r => r.arrayBuffer());</script>"),
     "scrolls": ("", '<div tabindex="0" style="overflow-x: auto">'

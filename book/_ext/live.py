@@ -6,6 +6,7 @@ when the site was built, a prediction as a question with a folded answer.
 import hashlib
 import html
 
+import levels
 import still
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -106,7 +107,8 @@ def fill_progress(app, doctree, docname) -> None:
             title = html.escape(app.env.titles[page].astext())
             n = len(app.env.predictions.get(page, []))
             ids = " ".join(app.env.predictions.get(page, []))
-            rows.append(f'<tr data-page="{page}" data-ids="{ids}"><td><a href="'
+            off = f' data-level="{word}"' if (word := levels.level(page).word) else ""
+            rows.append(f'<tr data-page="{page}" data-ids="{ids}"{off}><td><a href="'
                         f'{app.builder.get_relative_uri(docname, page)}">{title}</a></td>'
                         f'<td class="progress-read">–</td><td>{n}</td>'
                         '<td class="progress-guesses">–</td></tr>')

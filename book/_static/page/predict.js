@@ -98,7 +98,8 @@ function progress(table) {
       guesses.length ? `${good} of ${guesses.length} right` : "";
   }
   const says = document.querySelector("[data-progress-says]");
-  const next = rows.find((row) => !row.querySelector(".progress-read").textContent);
+  const left = rows.filter((row) => !row.querySelector(".progress-read").textContent);
+  const next = left.find((row) => !row.dataset.level) ?? left[0];  // the tour comes first
   says.replaceChildren(`You have come to the end of ${read} of ${rows.length} chapters. Guesses: ` +
     `${guessed}, of them right: ${right}. `, ...(next ? ["Go on with ",
     next.querySelector("a").cloneNode(true), "."] : []));
