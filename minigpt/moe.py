@@ -82,10 +82,12 @@ def balance_loss(
     "Punish a router that sends most tokens to few experts (Switch, Fedus et al. 2021)."
     if not scores:
         raise ValueError("no router has spoken; run the model inside `with watch_routers(model)`")
-    everyone = torch.cat(scores)                                             # (L*N, E)
-    load = n_used * expert_load(everyone, n_used)                            # no slope: counts
-    wish = everyone.float().softmax(dim=-1).mean(dim=0)                      # has a slope
-    return everyone.shape[-1] * (load * wish).sum()
+    parts = []
+    for said in scores:                                  # each layer by itself
+        load = n_used * expert_load(said, n_used)        # no slope: counts
+        wish = said.float().softmax(dim=-1).mean(dim=0)  # has a slope
+        parts.append(said.shape[-1] * (load * wish).sum())
+    return torch.stack(parts).mean()
 
 # %% ../nbs/63_mixture_of_experts.ipynb #keep-capacity
 def within_capacity(
