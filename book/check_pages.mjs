@@ -14,6 +14,7 @@ import { chromium } from "playwright-core";
 const BASE = "/minigpt/";  // a sub-path, as on the public site
 const BYTES = 1_000_000;   // that a page fetches by itself, compressed as public hosts do
 const MODEL = /\.safetensors$|\/tokenizer\.json$/;  // not counted
+const UNCHANGED = new Set((process.env.UNCHANGED ?? "").split("\n"));  // found good before
 const MOVED = /<meta http-equiv="refresh"/;  // leads to a page that is looked at itself
 const PAINT = 1000;        // ms until the first text or picture is drawn
 const PHONE = 360;         // px
@@ -296,11 +297,12 @@ async function main(folder) {
   const names = await pagesOf(site);
   if (names.length === 0) throw new Error(`no page in ${site}: build the site first`);
   const shown = [];
-  for (const name of names) {
+  for (const name of names.filter((name) => !UNCHANGED.has(name))) {
     const text = await readFile(join(site, name), "utf8");
     await validate(name, text, report);
     if (!MOVED.test(text)) shown.push(name);
   }
+  if (shown.length === 0) return console.error("  No page has changed since it was found good.");
   const seen = await inBrowser(site, shown, report);
   const most = (key) => seen.reduce((a, b) => (b[key] > a[key] ? b : a));
   const slow = most("paint"), heavy = most("bytes");

@@ -4,6 +4,8 @@ The files: no other host, no broken link, no directive that shows. The browser, 
 drives from check_pages.mjs: requests, console, accessibility, valid HTML, weight, first paint, and
 a phone. Without Node.js or a browser that part is left out; with CI=true it must not be.
 """
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -22,6 +24,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
             "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
             r"C:\Program Files\Google\Chrome\Application\chrome.exe")
 OLDEST_NODE = 18
+GOOD = "checked.json"      # beside the site: pages that need not be opened again
 DIRECTIVE = re.compile(r"^\s*#\s*\|", re.M)
 
 
@@ -154,12 +157,37 @@ def in_browser(site: Path) -> list[str]:
     if lack:
         print(f"  The pages were not opened in a browser: {lack}.", flush=True)
         return []
+    now, good = fingerprints(site), found_good(site)
+    same = [name for name, mark in now.items() if good.get(name) == mark]
     done = subprocess.run([shutil.which("node"), BOOK / "check_pages.mjs", site],
                           stdout=subprocess.PIPE, encoding="utf-8",
-                          env=os.environ | {"CHROMIUM": browser()})
+                          env=os.environ | {"CHROMIUM": browser(), "UNCHANGED": "\n".join(same)})
     found = done.stdout.splitlines()
-    return found if done.returncode == 0 else \
-        [*found, "the browser's check did not finish: its message stands above"]
+    if done.returncode:
+        return [*found, "the browser's check did not finish: its message stands above"]
+    bad = {line.split(": ")[0] for line in found}
+    marks = json.dumps({name: mark for name, mark in now.items() if name not in bad})
+    (site.parent / GOOD).write_text(marks, encoding="utf-8")
+    return found
+
+
+def found_good(site: Path) -> dict[str, str]:
+    "Pages that were good when a browser last saw them; in CI none, so that all are opened."
+    if os.environ.get("CI") == "true" or not (site.parent / GOOD).is_file():
+        return {}
+    return json.loads((site.parent / GOOD).read_text(encoding="utf-8"))
+
+
+def fingerprints(site: Path) -> dict[str, str]:
+    "For each page, a hash of the page, of everything that pages share, and of the checks."
+    shared = hashlib.sha256()
+    for path in [*sorted(site.rglob("_static/**/*")), BOOK / "check_pages.mjs",
+                 BOOK / "package-lock.json"]:
+        if path.is_file():
+            shared.update(path.read_bytes())
+    pages = [p for p in sorted(site.rglob("*.html")) if "_static" not in p.parts]
+    return {p.relative_to(site).as_posix():
+            hashlib.sha256(shared.digest() + p.read_bytes()).hexdigest() for p in pages}
 
 
 def problems(site: Path) -> list[str]:

@@ -104,6 +104,24 @@ def test_good_pages_pass(found):
     assert [line for line in found if line.startswith(names)] == []
 
 
+def test_a_page_is_opened_again_only_if_it_has_changed(monkeypatch, tmp_path, capfd):
+    if check_site.missing() or check_site.install():
+        pytest.skip(check_site.missing() or "npm could not install the tools")
+    site = write(tmp_path / "site", {"one": CLEAN["folder/index"], "two": CLEAN["folder/index"]})
+    monkeypatch.delenv("CI", raising=False)
+    opened = []
+    for change in ("", "", "<p>new</p>"):
+        (site / "one.html").write_text(PAGE % ("", change), encoding="utf-8")
+        (site / "two.html").write_text(PAGE % ("", ""), encoding="utf-8")
+        assert check_site.in_browser(site) == []
+        seen = capfd.readouterr().err
+        opened.append(re.search(r"(\d+) pages? in a browser|No page has changed", seen)[1])
+    assert opened == ["2", None, "1"]
+    monkeypatch.setenv("CI", "true")                 # there everything is looked at
+    assert check_site.in_browser(site) == []
+    assert "2 pages in a browser" in capfd.readouterr().err
+
+
 def test_what_is_not_there_is_named(monkeypatch, tmp_path, capsys):
     site = write(tmp_path / "site", {"clean": CLEAN["folder/index"]})
     (site / "clean.html").write_text(PAGE % ("", ""), encoding="utf-8")
