@@ -83,7 +83,7 @@ def attend_fused(
     mask = ~mask if mask.dtype == torch.bool else mask.to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
-# %% ../nbs/31_attention.ipynb #causal-self-attention
+# %% ../nbs/31_attention.ipynb #key-value-store
 class KeyValueStore(Protocol):
     "What keeps a layer's past while a text is written: one layer of a `KVCache`, or your own."
 
@@ -91,7 +91,7 @@ class KeyValueStore(Protocol):
         "Store the keys and values of the new tokens, and give back all so far."
         ...
 
-# %% ../nbs/31_attention.ipynb #use-the-module
+# %% ../nbs/31_attention.ipynb #causal-self-attention
 class CausalSelfAttention(nn.Module):
     "Let each token gather what it needs from the tokens before it."
 

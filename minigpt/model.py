@@ -100,7 +100,7 @@ def combine_masks(
         hidden = hidden | padding_mask(T, S, padding)                        # (B, 1, T, S)
     return hidden if bias is None else bias.masked_fill(hidden, -torch.inf)
 
-# %% ../nbs/36_model.ipynb #gpt
+# %% ../nbs/36_model.ipynb #cache-protocol
 class Cache(Protocol):
     "The past of all layers, such as a `KVCache`."
 
@@ -113,7 +113,7 @@ class Cache(Protocol):
         "What one layer keeps."
         ...
 
-# %% ../nbs/36_model.ipynb #use-gpt
+# %% ../nbs/36_model.ipynb #gpt
 class GPT(nn.Module):
     "Token ids in, a score for every possible next token out."
 

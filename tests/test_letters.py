@@ -1,0 +1,158 @@
+"Laws of the models of letters: counting is the optimum of learning; slopes equal PyTorch's."
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minigpt.autograd import Value, value
+from minigpt.bigram import (
+    LETTERS,
+    Bigram,
+    count_pairs,
+    function_names,
+    is_held_out,
+    letter_ids,
+)
+
+NAMES = ["ab", "ab", "ba", "b"]                      # the chapter's four, counted by hand
+FIXED = ["bell", "build", "close", "dumps", "join", "loads", "split"]
+HELD = ["bell", "build", "close"]                    # by their hashes, for ever and everywhere
+a_name = st.text(LETTERS[1:], min_size=1, max_size=12)
+
+
+# ---- bigram ------------------------------------------------------------------------------------
+def test_pairs_are_those_counted_by_hand():
+    counts = count_pairs(NAMES)
+    dot, a, b = (LETTERS.index(letter) for letter in ".ab")
+    table = {(dot, a): 2, (dot, b): 2, (a, dot): 1, (a, b): 2, (b, dot): 3, (b, a): 1}
+    assert {pair: int(counts[pair]) for pair in table} == table
+    assert counts.sum() == sum(table.values()) and counts[dot, dot] == 0
+
+
+@given(st.lists(a_name, max_size=8))
+def test_every_letter_and_every_end_is_counted_once(names):
+    counts = count_pairs(names)
+    assert counts.sum() == sum(len(name) + 1 for name in names)
+    assert counts[0].sum() == counts[:, 0].sum() == len(names)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000))
+def test_no_table_beats_the_counts_on_what_was_counted(seed):
+    counted = Bigram.counted(NAMES, smoothing=1e-9)
+    other = Bigram()
+    noise = torch.randn(counted.logits.shape, generator=torch.Generator().manual_seed(seed))
+    other.logits.data = counted.logits.data + noise
+    assert counted.bits_per_letter(NAMES) <= other.bits_per_letter(NAMES) + 1e-6
+
+
+def test_bits_are_those_of_the_chapter():
+    model = Bigram.counted(NAMES, smoothing=1e-9)
+    assert model.bits_per_letter(["ab"]) == pytest.approx(2 / 3, abs=1e-4)
+    assert Bigram().bits_per_letter(NAMES) == pytest.approx(math.log2(28), abs=1e-4)
+
+
+def test_learning_by_torch_ends_where_counting_ends():
+    model, counts = Bigram(), count_pairs(NAMES).float()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    for _ in range(1500):
+        optimizer.zero_grad()
+        loss = -(counts * model.logits.log_softmax(dim=1)).sum() / counts.sum()
+        loss.backward()
+        optimizer.step()
+    best = Bigram.counted(NAMES, smoothing=1e-9).bits_per_letter(NAMES)
+    assert 0 <= model.bits_per_letter(NAMES) - best < 1e-2
+
+
+def test_names_are_split_alike_on_every_machine():
+    assert [name for name in FIXED if is_held_out(name)] == HELD
+    names = function_names()
+    assert names == sorted(set(names)) and len(names) > 2_000
+    assert {"dumps", "loads", "join", "split"} <= set(names)
+    assert 0.08 < sum(map(is_held_out, names)) / len(names) < 0.12
+
+
+def test_inventing_follows_the_seed_and_ends():
+    model = Bigram.counted(NAMES, 0.1)
+    write = lambda seed: model.invent(torch.Generator().manual_seed(seed))
+    assert write(3) == write(3) and len({write(seed) for seed in range(20)}) > 3
+    assert all(set(write(seed)) <= set(LETTERS[1:]) for seed in range(20))
+    endless = Bigram()
+    endless.logits.data[:, 0] = -torch.inf
+    assert len(endless.invent(torch.Generator(), longest=9)) == 9
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (lambda: letter_ids("aB"), "'aB' has 'B'; only a to z and _ are known"),
+    (lambda: Bigram.counted(NAMES, 0), "smoothing=0 must be above 0")])
+def test_what_cannot_be_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        wrong()
+
+
+# ---- autograd ----------------------------------------------------------------------------------
+OPS = [lambda v, w: v + w, lambda v, w: v * w, lambda v, w: v - w, lambda v, w: w - 2 * v,
+       lambda v, w: v.tanh(), lambda v, w: (0.3 * v).tanh().exp(), lambda v, w: v.relu(),
+       lambda v, w: (v * v + 1).log(), lambda v, w: v / (w * w + 1), lambda v, w: 1 / (v * v + 1),
+       lambda v, w: (v * v + 1) ** 0.5, lambda v, w: v ** 3 * 0.1, lambda v, w: -v]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.floats(-2, 2).filter(lambda x: abs(x) > 1e-3), min_size=2, max_size=4),
+       st.lists(st.tuples(st.integers(0, len(OPS) - 1), st.integers(0, 99), st.integers(0, 99)),
+                min_size=1, max_size=30))
+def test_every_slope_equals_pytorchs(numbers, steps):
+    ours = [Value(x) for x in numbers]
+    theirs = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in numbers]
+    leaves = list(zip(ours, theirs))
+    for op, i, j in steps:
+        ours.append(OPS[op](ours[i % len(ours)], ours[j % len(ours)]).tanh())
+        theirs.append(OPS[op](theirs[i % len(theirs)], theirs[j % len(theirs)]).tanh())
+    ours[-1].backward()
+    theirs[-1].backward()
+    assert ours[-1].data == pytest.approx(theirs[-1].item(), abs=1e-12)
+    for v, t in leaves:
+        assert v.grad == pytest.approx(0.0 if t.grad is None else t.grad.item(), abs=1e-9)
+
+
+def test_leaves_add_up_and_nothing_else_does():
+    a = Value(3.0)
+    c = a * a
+    c.backward()
+    c.backward()
+    assert (a.grad, c.grad) == (12, 1)               # two walks of 6 each
+
+
+def test_a_value_used_twice_gets_both_slopes():
+    a = Value(1.0)
+    b = a + a
+    (b + b).backward()
+    assert a.grad == 4
+
+
+def test_a_long_chain_is_walked_without_recursion():
+    x = total = Value(1.0)
+    for _ in range(50_000):
+        total = total + 1
+    total.backward()
+    assert x.grad == 1
+
+
+def test_plain_numbers_may_stand_on_either_side():
+    x = Value(2.0)
+    for made, wanted in ((1 + x, 3), (1 - x, -1), (x - 1, 1), (3 * x, 6), (1 / x, 0.5),
+                         (x / 4, 0.5)):
+        assert made.data == wanted
+    assert value(x) is x and value(5).data == 5 and repr(x) == "Value(2, grad=0)"
+
+
+@pytest.mark.parametrize("wrong, error, message", [
+    (lambda: Value(0.0).log(), ValueError, "the logarithm of 0 is no number"),
+    (lambda: Value(-1.0) ** 0.5, ValueError, "-1 .. 0.5 is no number"),
+    (lambda: 1 / Value(0.0), ValueError, "0 .. -1 is no number"),
+    (lambda: Value(2.0) ** Value(2.0), TypeError, "the exponent must be a plain number")])
+def test_what_has_no_slope_is_refused(wrong, error, message):
+    with pytest.raises(error, match=message):
+        wrong()
