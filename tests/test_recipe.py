@@ -147,6 +147,8 @@ def test_products_in_bfloat16_learn_about_the_same(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler: g++")
+@pytest.mark.skipif(os.environ.get("ATEN_CPU_CAPABILITY") == "default",
+                    reason="torch.compile writes vector code that this variable leaves undeclared")
 def test_a_compiled_run_learns_the_same_and_saves_plain_names(tmp_path):
     plain, fast = (soak.start(tmp_path / name, 4) for name in ("plain", "fast"))
     assert max(abs(a - b) for a, b in zip(losses(plain), losses(fast, compiled=True))) < 1e-4
