@@ -12,7 +12,6 @@ __all__ = ['SUFFIXES', 'PIECE', 'decode', 'read_text', 'read_pieces', 'read_docu
 import hashlib
 import json
 import os
-import sysconfig
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .bigram import library_files
 from .tokenizer import Tokenizer
 
 # %% ../nbs/29_data.ipynb #suffixes
@@ -134,13 +134,10 @@ def stdlib_text(
     max_bytes: int = 4_000_000,     # stop after about so much
 ) -> Iterator[str]:                 # source files of the Python that runs this
     "Real text that stands on every reader's disk: the standard library's own source."
-    root, total = Path(sysconfig.get_path("stdlib")), 0
-    skip = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "__pycache__"}
-    for f in sorted(root.rglob("*.py")):
+    total = 0
+    for f in library_files():
         if total >= max_bytes:
             return
-        if skip & set(f.relative_to(root).parts):
-            continue
         text = f.read_text(encoding="utf-8", errors="replace")
         if text.strip():
             total += len(text.encode())

@@ -6,6 +6,8 @@
 __all__ = ['length_mask', 'CrossAttention', 'DecoderBlock', 'EncoderDecoder']
 
 # %% ../nbs/64_encoder_decoder.ipynb #imports
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -55,7 +57,7 @@ class DecoderBlock(Block):
         x: Tensor,                                      # (B, T, D) the decoder's stream
         memory: Tensor,                                 # (B, S, D) the encoder's
         memory_mask: Tensor,                            # (B, 1, 1, S) bool, True: filling
-        rotation: tuple[Tensor, Tensor] | None = None,  # cosines and sines of the places
+        rotation: Callable[[Tensor], Tensor] | None = None,     # turns queries and keys
         cache: KeyValueStore | None = None,             # this layer's past keys and values
     ) -> Tensor:                                        # (B, T, D)
         "Its own past, then the source, then the feed-forward network."

@@ -175,21 +175,26 @@ class RunningBatch:
             if self.cache is not None and left:
                 self.cache.select(kept)
 
-    def append(self, newest: list[int]) -> None:
-        "Add a token of each row to its past."
-        self.past = np.concatenate((self.past, np.array(newest)[:, None]), axis=1)
+    @property
+    def going(self) -> list[Writing]:
+        "The texts of the rows."
+        return [self.texts[i] for i in self.rows]
+
+    def append(self) -> None:
+        "Add each row's newest token to its past."
+        newest = np.array([text.ids[-1] for text in self.going])
+        self.past = np.concatenate((self.past, newest[:, None]), axis=1)
 
     def logits(self, n: int) -> Tensor:          # (B, V) float32, on the CPU
         "Scores of each row's next token: a decode step, or a prefill where there is no past."
-        now = [self.texts[i] for i in self.rows]
-        newest = [text.ids[-1] for text in now]
-        if self.filled and self.decoder is not None:
-            return self.decoder.step(newest, self.cache, self.padding)
         if self.filled:
-            return self.forward(torch.tensor(newest)[:, None])
-        fresh, self.padding = pad_left([text.window for text in now], 0)
+            newest = self.past[:, -1]
+            if self.decoder is not None:
+                return self.decoder.step(newest.tolist(), self.cache, self.padding)
+            return self.forward(torch.from_numpy(newest)[:, None])
+        fresh, self.padding = pad_left([text.window for text in self.going], 0)
         self.room = min(self.limit, fresh.shape[1] + self.max_tokens - n)
-        self.cache = KVCache.for_model(self.model, len(now), self.room)
+        self.cache = KVCache.for_model(self.model, len(self.rows), self.room)
         return self.forward(fresh)
 
     @property
@@ -202,7 +207,7 @@ class RunningBatch:
         numpy_works = self.decoder is not None and self.decoder.layout != "packed"
         if self.filled:
             return one_thread(self.small or numpy_works, self.small)
-        n_tokens = len(self.rows) * max(self.texts[i].length for i in self.rows)
+        n_tokens = len(self.rows) * max(text.length for text in self.going)
         return one_thread(numpy_works and n_tokens * self.count < SHORT)
 
     def forward(self, ids: Tensor) -> Tensor:    # (B, T) -> (B, V)
@@ -231,12 +236,11 @@ def write(
         batch.compact()
         if not batch.rows:
             return
-        now = [texts[i] for i in batch.rows]
         if n:
-            batch.append([text.ids[-1] for text in now])
+            batch.append()
         with batch.threads():
             past = torch.from_numpy(batch.past)
-            drawn = draw(batch.logits(n), now, past, rules, stop_ids, allowed)
+            drawn = draw(batch.logits(n), batch.going, past, rules, stop_ids, allowed)
         tokens = dict(zip(batch.rows, drawn))
         yield [tokens.get(i) for i in range(len(texts))]
 

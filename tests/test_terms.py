@@ -29,9 +29,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "book"), str(ROOT / "book" / "_ext")]
 import glossary  # noqa: E402
+import levels  # noqa: E402
 
-# Engine rooms, then what lies deeper than the tour.
-ASIDE = {28, 29, 52, 88, 89} | {45, 55, 56, 60, 61, 62, 63, 64}
 LEAST = 5       # words of a sentence that explains
 
 # The term, and how it may be written; a plural in s and capitals are allowed for.
@@ -193,7 +192,8 @@ def cut(parts, listed: bool) -> list[Sentence]:
 @cache
 def tour() -> dict[str, list[Sentence]]:
     "The chapters of the tour in their order. The first cell is a title and is left out."
-    files = [p for p in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")) if int(p.stem[:2]) not in ASIDE]
+    files = [p for p in sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+             if levels.level(f"nbs/{p.stem}") is levels.TOUR]
     return {p.stem: [s for c in nbformat.read(p, as_version=4).cells[1:]
                      if c.cell_type == "markdown" for s in sentences(c.source)] for p in files}
 
@@ -293,7 +293,7 @@ def test_chapters_that_say_so_are_no_part_of_the_tour():
     for path in (ROOT / "nbs").glob("[0-9]*.ipynb"):
         first = nbformat.read(path, as_version=4).cells[0].source
         if re.search(r"\*(?:.* )?(?:engine room|deeper)\b", first, re.I):
-            assert int(path.stem[:2]) in ASIDE, path.name
+            assert path.stem not in tour(), path.name
 
 
 @pytest.mark.parametrize("term", [*TERMS, *COMMON])
