@@ -11,9 +11,19 @@ from minigpt.bigram import (
     LETTERS,
     Bigram,
     count_pairs,
+    fingerprint,
     function_names,
     is_held_out,
     letter_ids,
+)
+from minigpt.neural_letters import (
+    LetterMLP,
+    bits_per_letter,
+    invent,
+    letter_windows,
+    names_in_code,
+    three_piles,
+    train_letters,
 )
 
 NAMES = ["ab", "ab", "ba", "b"]                      # the chapter's four, counted by hand
@@ -155,4 +165,94 @@ def test_plain_numbers_may_stand_on_either_side():
     (lambda: Value(2.0) ** Value(2.0), TypeError, "the exponent must be a plain number")])
 def test_what_has_no_slope_is_refused(wrong, error, message):
     with pytest.raises(error, match=message):
+        wrong()
+
+
+# ---- neural letters ----------------------------------------------------------------------------
+def small(seed: int = 0, n_letters: int = 3, d_hidden: int = 12) -> LetterMLP:
+    return LetterMLP(n_letters, 4, d_hidden, torch.Generator().manual_seed(seed))
+
+
+@given(st.lists(a_name, min_size=1, max_size=6), st.integers(1, 9))
+def test_windows_hold_every_letter_once_with_what_stood_before_it(names, n):
+    contexts, after = letter_windows(names, n)
+    assert contexts.shape == (sum(len(name) + 1 for name in names), n)
+    row = 0
+    for name in names:
+        padded = [0] * n + letter_ids(name)[1:]
+        for i in range(n, len(padded)):
+            assert contexts[row].tolist() == padded[i - n:i] and after[row] == padded[i]
+            row += 1
+
+
+def test_the_net_equals_pytorchs_layers():
+    ours = small()
+    theirs = torch.nn.Sequential(torch.nn.Embedding(28, 4), torch.nn.Flatten(),
+                                 torch.nn.Linear(12, 12), torch.nn.Tanh(), torch.nn.Linear(12, 28))
+    with torch.no_grad():
+        for p, q in zip(theirs.parameters(), ours.parameters()):
+            p.copy_(q.T if q.ndim > 1 and q is not ours.letters else q)
+    contexts, after = letter_windows(NAMES, 3)
+    torch.testing.assert_close(ours(contexts), theirs(contexts))
+    loss = torch.nn.functional.cross_entropy(theirs(contexts), after).item()
+    assert bits_per_letter(ours, NAMES) == pytest.approx(loss / math.log(2))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_letter_of_context_learns_what_counting_finds(seed):
+    model = small(seed, n_letters=1, d_hidden=30)
+    assert bits_per_letter(model, NAMES) == pytest.approx(math.log2(28), abs=0.2)
+    for _ in train_letters(model, NAMES, steps=800, lr=0.5, batch_size=64, seed=seed):
+        pass
+    best = Bigram.counted(NAMES, smoothing=1e-9).bits_per_letter(NAMES)
+    assert best <= bits_per_letter(model, NAMES) < best + 0.1
+
+
+def test_training_is_the_same_for_the_same_seeds_and_takes_each_step_as_told():
+    runs = []
+    for seed in (0, 0, 1):
+        model = small()
+        before = [p.detach().clone() for p in model.parameters()]
+        loss = next(train_letters(model, NAMES, steps=1, lr=0.25, batch_size=8, weight_decay=0.1,
+                                  seed=seed))
+        for p, old in zip(model.parameters(), before):
+            torch.testing.assert_close(p.detach(), old - 0.25 * (p.grad + 0.1 * old))
+        runs.append(loss)
+    assert runs[0] == runs[1] != runs[2]
+    losses = list(train_letters(small(), NAMES, steps=20, lr=0.1))
+    assert len(losses) == 20 and losses == list(train_letters(small(), NAMES, steps=20, lr=0.1))
+
+
+def test_the_three_piles_share_no_name_and_are_cut_by_the_name_alone():
+    train, validation, test = three_piles()
+    assert not set(train) & set(validation) and not set(train) & set(test)
+    assert not set(validation) & set(test) and all(map(is_held_out, test))
+    names = names_in_code()
+    assert names == sorted(set(names)) and len(names) > len(function_names())
+    assert set(function_names()) <= set(train) | set(validation) | set(test)
+    tenth = [fingerprint(name) % 10 for name in names]
+    assert train == [name for name, n in zip(names, tenth) if n > 1]
+    assert three_piles(FIXED) == ([name for name in FIXED if fingerprint(name) % 10 > 1],
+                                  validation, test)
+
+
+def test_the_net_writes_by_its_seed_and_ends():
+    model = small()
+    write = lambda seed, **more: invent(model, torch.Generator().manual_seed(seed), **more)
+    assert write(1) == write(1) and len({write(seed) for seed in range(9)}) > 3
+    with torch.no_grad():
+        model.b2[0] = -1e9                            # never a dot
+    assert len(write(0, longest=7)) == 7
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (lambda: letter_windows(NAMES, 0), "n_letters=0 must be at least 1"),
+    (lambda: letter_windows([], 3), "there are no names to learn from"),
+    (lambda: letter_windows(["Ab"], 3), "'Ab' has 'A'"),
+    (lambda: next(train_letters(small(), NAMES, 5, lr=-1.0)), "lr=-1.0 must be a number above 0"),
+    (lambda: next(train_letters(small(), NAMES, 5, lr=math.nan)), "lr=nan must be"),
+    (lambda: next(train_letters(small(), NAMES, 0)), "steps=0 and batch_size=128 must be"),
+])
+def test_a_net_of_letters_refuses_what_cannot_be(wrong, message):
+    with pytest.raises(ValueError, match=message):
         wrong()
