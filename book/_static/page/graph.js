@@ -2,8 +2,6 @@
 import { formula, parse, plain, words } from "./autograd.js";
 import { field, h, later } from "./shell.js";
 
-export const needsModel = false;                     // it computes, and asks no GPT
-
 // ---- Where everything stands -------------------------------------------------------------------
 /** Each value in a column after those of its parts, `y` in rows. A line that passes by a column
     has a place there too, so that it goes around the values. still_graph.py does the same. */
@@ -81,8 +79,8 @@ function svg(tag, props, ...children) {
 /** `shows(node)` says what is known of it: { value, slope, now, passes }; `down`: the graph runs
     from top to bottom, for a narrow screen. */
 function picture({ places, lines, columns, rows }, shows, down) {
-  const long = down ? HIGH : WIDE, step = long + 62;           // along the graph, and across it
-  const broad = down ? WIDE : HIGH, row = broad + 10, fan = down ? 34 : 22;
+  const wide = down ? WIDE - 8 : WIDE, long = down ? HIGH : wide, step = long + 62;     // along it
+  const broad = down ? wide : HIGH, row = broad + (down ? 8 : 10), fan = down ? 34 : 22;
   const u = (place) => 8 + long / 2 + place.level * step, v = ({ y }) => 8 + broad / 2 + y * row;
   const at = (along, across) => (down ? `${across} ${along}` : `${along} ${across}`);
   const text = (x, y, name, ...said) =>
@@ -117,7 +115,7 @@ function picture({ places, lines, columns, rows }, shows, down) {
     const [x, y] = down ? [v(place), u(place)] : [u(place), v(place)];
     const made = leaf ? "" : `${node.name ? " = " : ""}${formula(node)}`;
     return svg("g", { class: `graph-value${leaf ? " graph-leaf" : ""}${now ? " graph-now" : ""}` },
-      svg("rect", { x: x - WIDE / 2, y: y - HIGH / 2, width: WIDE, height: HIGH, rx: 8 }),
+      svg("rect", { x: x - wide / 2, y: y - HIGH / 2, width: wide, height: HIGH, rx: 8 }),
       text(x, y - 11, "", svg("tspan", { "font-weight": "bold" }, node.name ?? ""),
         made || node.name ? made : "number"),
       text(x, y + 6, "", value ? `= ${plain(node.data)}` : "= ?"),
