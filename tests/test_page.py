@@ -1,6 +1,9 @@
 """The live pages: the JavaScript engine must find what the golden file says."""
+import ast
 import json
+import math
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -10,14 +13,16 @@ import pytest
 import torch
 from torch import nn
 
+from minigpt.autograd import Value, value
 from minigpt.checkpoint import load_model, save_model, shipped_model
 from minigpt.config import ModelConfig
 from minigpt.model import GPT
 from minigpt.page import write_golden
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "book"))
+sys.path[:0] = [str(ROOT / "book"), str(ROOT / "book" / "_ext")]
 import check_site  # noqa: E402
+import still_graph  # noqa: E402
 
 PAGE = Path(__file__).parent / "page"
 NODE = shutil.which("node")
@@ -118,3 +123,121 @@ def test_a_model_that_the_page_cannot_run_is_refused_in_one_sentence(tmp_path, c
 
 def test_the_engine_stays_short():
     assert len((ROOT / "book/_static/page/engine.js").read_text().splitlines()) < 400
+
+
+# ---- The graph of numbers: its engine, its parser and its layout ---------------------------------
+FORMULAS = """
+a; -a; --a; 3 + a; -4 * a; a + b; a - b; a * b; a / b; a + 1; 1 + a; a - 1; 1 - a; 2 * a; a / 2
+2 / a; a * a; a + a; a - a + b; a / a; a ** 2; a ** -1; a ** 0.5; a ** -0.5; a ** 3; a ** 0; a ** 1
+-a ** 2; (-a) ** 2; -2 ** 2 * a; (-2) ** 3 * a; a ** (-2); a ** (3); (a ** 2) ** 3; 2 ** 0.5 * a
+a - b - c; a - (b - c); a / b / c; a / (b / c); a * b / c; a / b * c; a + b * c; (a + b) * c
+a * -b; a / -b; a - -b; a * b ** 2; (a * b) ** 2; a ** 2 * b ** 2; -a * -b; -(a + b); -(-4) + a
+exp(a); log(a); tanh(a); relu(a); relu(-a); relu(c); exp(-a); log(exp(a)); exp(log(a) * 1.5)
+tanh(a * b + c); relu(a * b + c); log(1 + exp(a)); 1 / (1 + exp(-a)); tanh(tanh(tanh(a)))
+exp(a) / (exp(a) + exp(b)); log(exp(a) + exp(b) + exp(c)) - a; -log(exp(a) / (exp(a) + exp(b)))
+(a * b + c) ** 2; .5 * a + 1.25e-1 * b - 2E1 * c; 1e3 * a + 1e-3 * b; loss * w_1 + B2; (((a))) + (b)
+""".strip().replace("\n", ";").split(";")
+PROGRAMS = [
+    "p = a * b; d = p + c; d * d", "p = a * b; d = p + c; e = d ** 2", "b = a + a; c = b + b;",
+    "d = a * b + c; d * d * d", "d = a; d * d", "k = 5; k * a * k", "f = a + b; g = f; g * f",
+    "h = tanh(a * x + b * y); k = tanh(b * x - a * y); (h * k - 1) ** 2", "s = exp(a) + b; a / s",
+    "c1 = a + a; c2 = c1 + c1; c3 = c2 + c2; c4 = c3 + c3; c4 + c4",
+]
+SHAPES = [
+    "{x} + {y}", "{x} - {y}", "{x} * {y}", "{x} / ({y} * {y} + 1)", "tanh({x} * 0.3)", "-{x}",
+    "exp({x} * 0.2) - {y}", "log({x} * {x} + {k})", "relu({x}) + {y} * 0.1", "({x} - {y}) ** 2",
+    "({x} ** 2 + {k}) ** -0.5", "{k} - {x} / {k}", "({x} + {y}) * -{k}", "{k} / ({x} ** 2 + 1)",
+]
+MISTAKES = [
+    ("1/0", "Division by zero in 1/0"), ("a / (b - b) + 1", "Division by zero in a / (b - b)"),
+    ("a +", "After + something is missing"), ("* a", "Before * something is missing"),
+    ("()", "After ( something"), ("eval(1)", "“eval” is no function here: there are exp, log"),
+    ("a(2)", "write a * (…)"), ("log(0-1)", "In log(0-1): the logarithm of −1"),
+    ("2 + log(a - 2)", "In log(a - 2): the logarithm of 0"), ("1e999", "1e999 is too large"),
+    ("10 ** 200 * 10 ** 200", "(overflow)"), ("exp(1000)", "exp(1000) is too large"),
+    ("a ** 1e999", "1e999 is too large"), ("c ** 0.5", "−4 ** 0.5 is no number; below 0"),
+    ("(a - 2) ** -2", "what stands below must not be 0"), ("a ** b", "must be a plain number"),
+    ("a ** 2 ** 3", "need brackets"), ("a ** (2", "not closed"), ("((a)", "not closed"),
+    ("a)", "never opened"), ("a b", "write a * b"), ("2a", "write 2 * a"), ("a ^ 2", "written **"),
+    ("a $ 2", "“$” means nothing"), ("a🙂", "“🙂” means nothing"), ("tanh", "write tanh(a)"),
+    ("", "Write a formula"), (" ; ", "Write a formula"), ("tanh = 3", "tanh is a function"),
+    ("3 = a", "one name alone"), ("d * d; d = a", "put d = … first"), ("a = a + 1", "put a = …"),
+    ("d = a; d = b", "d is made twice"), ("constructor", "too long"), ("e * 2", "e has no value"),
+    ("+".join("abcdfghijklmnopq"), "That makes 31 values"), ("(" * 999 + "a", "longer than 240"),
+    ("(" * 200 + "a", "not closed"),
+]
+
+
+def by_python(text: str, letters: dict[str, float]) -> tuple[Value, dict[str, Value]]:
+    "The formula as Python itself reads it, with numbers of minigpt.autograd: result and leaves."
+    leaves = {name: Value(x) for name, x in letters.items()}
+    names = {f: lambda x, f=f: getattr(value(x), f)() for f in ("exp", "log", "relu", "tanh")}
+    names |= leaves
+    for line in ast.parse(text).body:
+        result = eval(compile(ast.Expression(line.value), text, "eval"), names)
+        if isinstance(line, ast.Assign):
+            names[line.targets[0].id] = result
+    return value(result), leaves
+
+
+def random_formula(rng: random.Random) -> str:
+    names, lines = ["a", "b", "c"], []
+    for n in range(rng.randint(2, 5)):
+        x, y, k = rng.choice(names), rng.choice(names), rng.choice((1.5, 2, 3))
+        lines.append(f"t{n} = {rng.choice(SHAPES).format(x=x, y=y, k=k)}")
+        names.append(f"t{n}")
+    return "; ".join((*lines, f"{names[-1]} * {rng.choice(names)} + {rng.choice(names)}"))
+
+
+def worked_out(text: str, numbers: dict[str, float]) -> dict:
+    "A formula's entry in the golden file; `picture` is what the still picture shows, and where."
+    made = {line.targets[0].id for line in ast.parse(text).body if isinstance(line, ast.Assign)}
+    used = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)} - made
+    values = {name: x for name, x in numbers.items() if name in used}
+    root, leaves = by_python(text, values)
+    root.backward()
+    letters = [f"{name} = {x!r}" for name, x in values.items()]
+    drawn = still_graph.read("; ".join([text.rstrip(";"), *letters]))
+    assert math.isclose(drawn.data, root.data, rel_tol=1e-12)
+    places, picture = still_graph.layout(drawn)[0], []
+    for node in still_graph.walk(drawn):
+        made_as = still_graph.formula(node) if node.made_of else ""
+        picture.append([node.name or made_as or still_graph.plain(node.data), made_as,
+                        places[id(node)].level, places[id(node)].y])
+    return dict(text=text, values=values, result=root.data, picture=picture,
+                slopes={name: leaf.grad for name, leaf in leaves.items()})
+
+
+@pytest.fixture(scope="module")
+def slopes(tmp_path_factory) -> Path:
+    "A golden file: formulas, each with its result, every letter's slope and its still picture."
+    rng = random.Random(0)
+    numbers = dict(a=2.0, b=3.0, c=-4.0, x=0.7, y=-1.3, loss=0.4, w_1=-0.6, B2=1.9)
+    formulas = [worked_out(text.strip(), numbers) for text in (*FORMULAS, *PROGRAMS)]
+    while len(formulas) < 220:
+        try:
+            entry = worked_out(random_formula(rng), {name: rng.uniform(-2, 2) for name in "abc"})
+        except OverflowError:
+            continue
+        sizes = map(abs, (entry["result"], *entry["slopes"].values()))
+        if len(entry["picture"]) <= 30 and max(sizes) < 1e6:
+            formulas.append(entry)
+    mistakes = [(text, says, dict(a=2, b=3, c=-4, e="none")) for text, says in MISTAKES]
+    path = tmp_path_factory.mktemp("slopes") / "slopes.json"
+    path.write_text(json.dumps(dict(formulas=formulas, mistakes=mistakes)), encoding="utf-8")
+    return path
+
+
+def walked(found: dict) -> None:
+    assert found["wrong"] == []
+    assert found["formulas"] == 220 and found["mistakes"] == len(MISTAKES)
+    assert found["slopes"] > 400 and found["gap"] < 1e-12
+
+
+@needs_node
+def test_the_graph_finds_the_slopes_of_autograd_in_node(slopes):
+    walked(json.loads(node("walk.mjs", slopes)))
+
+
+def test_the_graph_finds_the_slopes_of_autograd_in_a_browser(slopes, browser):
+    walked(json.loads(node("walk.mjs", slopes, "browser", browser=browser)))

@@ -2,6 +2,7 @@
 import functools
 import html
 
+import still_graph
 import torch
 
 from minigpt.checkpoint import load_model, shipped_model
@@ -148,4 +149,5 @@ def cache(text: str) -> str:
 
 
 PICTURES = {"tokens": tokens, "attention": attention, "machine": machine, "sampler": sampler,
-            "story": story, "cache": cache, "kin": kin}
+            "story": story, "cache": cache, "kin": kin,
+            "graph": still_graph.graph}

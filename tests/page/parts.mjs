@@ -15,6 +15,7 @@ const html = `<!doctype html><html lang="en"><title>t</title>
 ${part("tokens", "strawberry 🙂")}${part("attention", "Lena has a duck. Lena")}
 ${part("machine", "Once upon a")}${part("sampler", "Once upon a time")}
 ${part("cache", "Once upon a time")}${part("kin", "green")}${part("story", "Once upon a time")}
+${part("graph", "p = a * b; d = p + c; d * d; a = 2; b = 3; c = -4")}
 ${prediction("n", 'data-kind="number" data-answer="1,000" data-within="10%"',
     '<input type="text" name="guess">')}
 ${prediction("c", 'data-kind="choice" data-answer="b"',
@@ -110,6 +111,73 @@ await inBrowser(places, async (page, origin) => {
   await wake("story");
   await page.waitForFunction(() => document.querySelectorAll("#story .live-made").length > 5);
   await at("#story button", { hasText: "Stop" }).click();
+
+  // the graph: forward, step by step back, all, another formula, other numbers, mistakes
+  await wake("graph");
+  assert.equal(await at("#graph .live-model").count(), 0);
+  const press = (name) => at("#graph button", { hasText: name }).click();
+  const status = "#graph .graph-says", slopesShown = () => texts("#graph .graph-slope");
+  const shows = async (words) => assert((await texts("#graph .graph-value")).includes(words),
+    `${words} is not among ${await texts("#graph .graph-value")}`);
+  await says(status, /^Forward is done: d \* d is 4\. Now step back/);
+  assert.equal(await at("#graph .graph-value").count(), 6);
+  assert.equal(await at("#graph .graph-line").count(), 6);           // d * d: two lines from one d
+  await press("Step back");
+  await says(status, /^The walk begins: the slope of d \* d is 1/);
+  await press("Step back");
+  await says(status, /^d \* d passes 1 × 2 = 2 on to d and 1 × 2 = 2 on to d once more\. Tog/);
+  await says(status, /\. Together d has 2 \+ 2 = 4\.$/);
+  await shows("d = p + c= 2slope 2 + 2 = 4");
+  assert.equal((await texts("#graph .graph-by.graph-now")).join(" ").replaceAll("\u2009", " "),
+    "× 2 = 2 × 2 = 2");
+  await at("#graph button", { hasText: "Step back" }).focus();
+  await page.keyboard.press("Enter");
+  await says(status, /^d passes 4 × 1 = 4 on to p and 4 × 1 = 4 on to c\.$/);
+  await press("Step back");
+  await says(status, /^p passes 4 × 3 = 12 on to a and 4 × 2 = 8 on to b\. All slopes are the/);
+  await says(status, /: a 12, b 8 and c 4\.$/);
+  await at("#graph input[type=range]").first().fill("1");            // a = 1: d = -1
+  await says(status, /All slopes are there: a −6, b −2 and c −2\./);
+  await at("#graph input[type=number]").first().fill("2");
+  await says(status, /: a 12, b 8 and c 4\./);
+  await at("#graph input[type=number]").first().fill("");
+  await says(status, /^a has no value: write a number into its field\./);
+  await at("#graph input[type=number]").first().fill("2");
+  await press("Reset");
+  await says(status, /^Press Forward/);
+  await shows("p = a * b= ?");
+  assert((await slopesShown()).every((words) => words === ""));
+  await press("Forward");
+  await says(status, /^Forward is done/);
+  await press("All");
+  await says(status, /: a 12, b 8 and c 4\./);
+  const formula = at("#graph input[type=text]");
+  await formula.fill("b = a + a; c = b + b; a = 1");
+  await says(status, /^a is used before it is made: put a = … first\./);
+  await formula.fill("b = a + a; c = b + b");
+  await says(status, /^Forward is done: c is 8\./);
+  assert.equal(await at("#graph input[type=number]").count(), 1);
+  await press("All");
+  await says(status, /Together a has 2 \+ 2 = 4\. All slopes are there: a 4\./);
+  await formula.fill("t = a * a; t * a + tanh(t)");
+  await says(status, /^Forward is done/);
+  for (let n = 0; n < 3; n++) await press("Step back");
+  await says(status, /More is to come for t and a\.$/);
+  const mistakes = [["1/0", /^Division by zero in 1\/0: what stands below must not be 0\.$/],
+    ["a +", /^After \+ something is missing/], ["eval(1)", /^“eval” is no function here/],
+    ["log(0-1)", /^In log\(0-1\): the logarithm of −1 is no number; it must be above 0\.$/]];
+  for (const [wrong, words] of mistakes) {
+    await formula.fill(wrong);
+    await says(status, words);
+    assert.equal(await formula.getAttribute("aria-invalid"), "true");
+  }
+  await formula.fill("log(a)");
+  await says(status, /^Forward is done/);
+  await press("All");
+  await at("#graph input[type=range]").first().fill("-1");
+  await says(status, /^In log\(a\): the logarithm of −1 is no number/);
+  await at("#graph input[type=range]").first().fill("4");
+  await says(status, /All slopes are there: a 0\.25\.$/);
 
   // another model: every part of the page runs it, and it is still there after a reload
   await at("#tokens .live-model summary").click();

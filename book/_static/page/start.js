@@ -1,14 +1,17 @@
 /* Brings the live parts of a page to life when they come near; till then a picture stands there. */
 const PARTS = { tokens: "tokens.js", attention: "attention.js", machine: "machine.js",
   sampler: "sampler.js", story: "sampler.js", cache: "cache.js",
-  kin: "kin.js" };
+  kin: "kin.js", graph: "graph.js" };
+const ALONE = new Set(["graph"]);                    // these do not run the book's model
 
 async function wake(host) {
   const { live, text } = host.dataset, still = [...host.childNodes];
   try {
     const { default: build } = await import(new URL(PARTS[live], import.meta.url));
     const { currentModel, modelLine } = await import(new URL("shell.js", import.meta.url));
-    await currentModel().catch((error) => { host.append(modelLine(host)); throw error; });
+    if (!ALONE.has(live)) {
+      await currentModel().catch((error) => { host.append(modelLine(host)); throw error; });
+    }
     await build(host, { text, simple: live === "story", auto: live === "story" });
     host.classList.add("live-awake");
   } catch (error) {
