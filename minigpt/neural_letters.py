@@ -56,7 +56,7 @@ def letter_windows(
 
 # %% ../nbs/12_neural_letters.ipynb #letter-mlp
 class LetterMLP(nn.Module):
-    "Guess a letter from the n before it: embeddings, one hidden layer, scores (Bengio et al. 2003)."
+    "Guess a letter from the n before it by one hidden layer (Bengio et al. 2003)."
 
     def __init__(
         self,

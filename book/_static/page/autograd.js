@@ -1,4 +1,4 @@
-/* The engine of chapter 11 again: numbers that remember what they were made of, with the same
+/* The engine of minigpt.autograd again: numbers that remember what they were made of, with the same
    operations and the same walk back; and a parser, so that a reader can write what to compute. */
 
 export class Value {
