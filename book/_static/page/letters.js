@@ -2,7 +2,8 @@
    one block with attention. No library: each operation does its work, and leaves on a tape how its
    slopes are found when the walk back comes by. `tests/letters_golden.py` holds all of it to
    PyTorch. Shapes stand in comments, as in the book. */
-export const LETTERS = "._abcdefghijklmnopqrstuvwxyz";   // the dot begins and ends each name
+import { LETTERS } from "./names.js";
+
 export const CONTEXT = { bigram: 1, mlp: 5, attention: 8 };    // letters that a model looks at
 const V = LETTERS.length, LONGEST = 40, CHUNK = 256;
 const D = { bigram: V, mlp: 16, attention: 32 };         // numbers that stand for a letter
@@ -20,42 +21,21 @@ export class Dice {
   }
 
   normal() {
-    const far = Math.sqrt(-2 * Math.log(1 - this.draw()));
-    return far * Math.cos(2 * Math.PI * this.draw());
+    return Math.sqrt(-2 * Math.log(1 - this.draw())) * Math.cos(2 * Math.PI * this.draw());
   }
 }
 
-/** Each letter and each end of the names, with the n letters before it: x (count, n), y (count). */
-export function examples(names, n) {
-  const count = names.reduce((sum, name) => sum + name.length + 1, 0);
-  const x = new Uint8Array(count * n), y = new Uint8Array(count);
-  let at = 0;
-  for (const name of names) {
-    const ids = [...Array(n).fill(0), ...[...name].map((l) => LETTERS.indexOf(l)), 0];
-    for (let i = n; i < ids.length; i++) {
-      x.set(ids.slice(i - n, i), at * n);
-      y[at++] = ids[i];
-    }
-  }
-  return { x, y, count };
-}
-
-/** Bits a letter of the table that is counted: below it no table of pairs can learn. */
-export function countedBits(names) {
-  const { x, y, count } = examples(names, 1), pairs = new Float64Array(V * V);
-  for (let i = 0; i < count; i++) pairs[x[i] * V + y[i]]++;
-  const row = (i) => pairs.subarray(i - i % V, i - i % V + V).reduce((a, b) => a + b);
-  return pairs.reduce((sum, n, i) => (n ? sum - n * Math.log2(n / row(i)) : sum), 0) / count;
-}
-
-/** Softmax of the n scores from `at` on, in their place; returns the log of their sum. */
-function softmax(scores, at, n) {
+/** Scores become chances, in their place; returns the log of the sum that they were divided by. */
+function softmax(scores) {
   let most = -Infinity, sum = 0;
-  for (let i = at; i < at + n; i++) if (!(scores[i] <= most)) most = scores[i];    // NaN stays
-  for (let i = at; i < at + n; i++) sum += scores[i] = Math.exp(scores[i] - most);
-  for (let i = at; i < at + n; i++) scores[i] /= sum;
+  for (let i = 0; i < scores.length; i++) most = Math.max(most, scores[i]);       // NaN wins
+  for (let i = 0; i < scores.length; i++) sum += scores[i] = Math.exp(scores[i] - most);
+  for (let i = 0; i < scores.length; i++) scores[i] /= sum;
   return most + Math.log(sum);
 }
+
+/** Part r of an array whose parts have that size. */
+const part = (array, r, size) => array.subarray(r * size, r * size + size);
 
 /** y += x (rows, a) @ w (a, b). Four of the a, which 4 divides, at once: three times as fast. */
 function times(y, x, w, a, b) {
@@ -110,12 +90,9 @@ export class Letters {
   // ---- Operations: values v on the way there, slopes g on the way back --------------------------
   /** An operation's result, zeros so far. The last pass left memory that is used again. */
   box(size, back) {
-    const at = this.tape.push(back) - 1;
-    if (this.boxes[at]?.v.length !== size) {
-      this.boxes[at] = { v: new Float64Array(size), g: new Float64Array(size) };
-    }
-    this.boxes[at].v.fill(0);
-    this.boxes[at].g.fill(0);
+    const at = this.tape.push(back) - 1, fits = this.boxes[at]?.v.length === size;
+    if (!fits) this.boxes[at] = { v: new Float64Array(size), g: new Float64Array(size) };
+    for (const numbers of Object.values(this.boxes[at])) numbers.fill(0);
     return this.boxes[at];
   }
 
@@ -154,42 +131,24 @@ export class Letters {
     return out;
   }
 
-  /** The last of each n places: (rows * n, d) to (rows, d). */
-  last(z, d) {
-    const { n } = this, from = (i) => (Math.floor(i / d) * n + n - 1) * d + i % d;
-    const out = this.box(z.v.length / n, () => out.g.forEach((g, i) => { z.g[from(i)] += g; }));
-    out.v.forEach((_, i) => { out.v[i] = z.v[from(i)]; });
-    return out;
-  }
-
   /** q (rows, d) asks k (rows * n, d) and blends v (rows * n, d): softmax(q k / sqrt(d)) v. */
   attend(q, k, v, d) {
-    const { n } = this, places = k.v.length / d, w = new Float64Array(places);
-    const row = (place) => Math.floor(place / n) * d, scale = 1 / Math.sqrt(d);
-    const out = this.box(q.v.length, () => {
-      const dw = new Float64Array(places), mean = new Float64Array(places / n);
-      for (let place = 0, at = 0; place < places; place++) {
-        for (let i = row(place), end = i + d; i < end; i++, at++) {
-          dw[place] += out.g[i] * v.v[at];
-          v.g[at] += out.g[i] * w[place];
-        }
-        mean[Math.floor(place / n)] += w[place] * dw[place];
-      }
-      for (let place = 0, at = 0; place < places; place++) {
-        const score = scale * w[place] * (dw[place] - mean[Math.floor(place / n)]);
-        for (let i = row(place), end = i + d; i < end; i++, at++) {
-          q.g[i] += score * k.v[at];
-          k.g[at] += score * q.v[i];
-        }
+    const { n } = this, rows = q.v.length / d, chances = new Float64Array(rows * n);
+    const out = this.box(rows * d, () => {
+      for (let r = 0; r < rows; r++) {
+        const p = part(chances, r, n), slope = new Float64Array(n), q1 = part(q.v, r, d);
+        timesBack(part(out.g, r, d), p, part(v.v, r, n * d), slope, part(v.g, r, n * d), n, d);
+        const mean = p.reduce((sum, chance, t) => sum + chance * slope[t], 0);
+        p.forEach((chance, t) => { slope[t] = chance * (slope[t] - mean) / Math.sqrt(d); });
+        timesBack(slope, part(k.v, r, n * d), q1, part(k.g, r, n * d), part(q.g, r, d), d, 1);
       }
     });
-    for (let place = 0, at = 0; place < places; place++) {
-      for (let i = row(place), end = i + d; i < end; i++, at++) w[place] += q.v[i] * k.v[at];
-      w[place] *= scale;
-    }
-    for (let place = 0; place < places; place += n) softmax(w, place, n);
-    for (let place = 0, at = 0; place < places; place++) {
-      for (let i = row(place), end = i + d; i < end; i++, at++) out.v[i] += w[place] * v.v[at];
+    for (let r = 0; r < rows; r++) {
+      const p = part(chances, r, n);
+      times(p, part(k.v, r, n * d), part(q.v, r, d), d, 1);
+      p.forEach((score, t) => { p[t] = score / Math.sqrt(d); });
+      softmax(p);
+      times(part(out.v, r, d), p, part(v.v, r, n * d), n, d);
     }
     return out;
   }
@@ -204,7 +163,9 @@ export class Letters {
       const hidden = this.linear(this.lookUp(p.E, x), p.W1, p.b1);
       return this.linear(this.bend(hidden, Math.tanh, (h) => 1 - h * h), p.W2, p.b2);
     }
-    const z = this.plus(this.lookUp(p.E, x), p.P), d = D[kind], last = this.last(z, d);
+    const z = this.plus(this.lookUp(p.E, x), p.P), d = D[kind];              // (rows * n, d)
+    const ends = Array.from({ length: x.length / this.n }, (_, r) => (r + 1) * this.n - 1);
+    const last = this.lookUp({ ...z, columns: d }, ends);
     const q = this.linear(last, p.Q), k = this.linear(z, p.K), v = this.linear(z, p.V);
     const y = this.plus(last, this.attend(q, k, v, d)), hidden = this.linear(y, p.W1, p.b1);
     const active = this.bend(hidden, (h) => Math.max(0, h), (h) => (h > 0 ? 1 : 0));
@@ -216,7 +177,7 @@ export class Letters {
     let total = 0;
     logits.g.set(logits.v);
     y.forEach((id, r) => {
-      total += softmax(logits.g, r * V, V) - logits.v[r * V + id];
+      total += softmax(part(logits.g, r, V)) - logits.v[r * V + id];
       logits.g[r * V + id] -= 1;
     });
     for (let i = 0; i < logits.g.length; i++) logits.g[i] /= y.length;
@@ -268,13 +229,12 @@ export class Letters {
     let name = "";
     while (name.length < LONGEST) {
       const chances = this.logits(x).v;
-      softmax(chances, 0, V);
+      softmax(chances);
       let left = dice.draw(), id = 0;
       while (id < V - 1 && (left -= chances[id]) >= 0) id++;
       if (id === 0) break;
       name += LETTERS[id];
-      x.copyWithin(0, 1);
-      x[this.n - 1] = id;
+      x.set([...x.subarray(1), id]);
     }
     return name;
   }
