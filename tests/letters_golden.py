@@ -5,6 +5,7 @@ first 50 losses, the gradients' norms of the first step, and names drawn after t
 """
 import json
 import math
+import sys
 from pathlib import Path
 
 import torch
@@ -13,10 +14,14 @@ from torch.nn import functional as F
 
 from minigpt.bigram import LETTERS, function_names
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "book" / "_ext"))
+import trained  # noqa: E402
+
 CONTEXT = {"bigram": 1, "mlp": 5, "attention": 8}
 RATES = {"bigram": 30.0, "mlp": 0.5, "attention": 0.2}
 SEED, STEPS, BATCH, WIDTH = 7, 50, 32, 20
 V, LONGEST = len(LETTERS), 40
+TEXTS = ["", "\n \r\n", "anna\nbert\r\nOTTO\rzoé", "Ärger, 3 × Öl!\n🙂\n_a.b_", "ﬁne İstanbul"]
 
 
 def draws(state: int):
@@ -63,11 +68,8 @@ def logits(kind: str, p: dict[str, Tensor], x: Tensor) -> Tensor:    # (rows, n)
 def sample(kind: str, p: dict[str, Tensor], dice) -> str:
     name, ids = "", [0] * CONTEXT[kind]
     while len(name) < LONGEST:
-        left = next(dice)
-        for letter, chance in enumerate(logits(kind, p, torch.tensor([ids]))[0].softmax(0)):
-            left -= chance.item()
-            if left < 0:
-                break
+        chances = logits(kind, p, torch.tensor([ids]))[0].softmax(dim=0).cumsum(dim=0)
+        letter = min(int((chances <= next(dice)).sum()), V - 1)
         if letter == 0:
             break
         name += LETTERS[letter]
@@ -101,5 +103,8 @@ def train(kind: str, names: list[str]) -> dict:
 
 def write_golden(path: Path) -> None:
     names = function_names()[::15]                                   # a few hundred
-    path.write_text(json.dumps({"names": names, "seed": SEED, "batch": BATCH, "width": WIDTH,
-                                "runs": {kind: train(kind, names) for kind in CONTEXT}}))
+    path.write_text(json.dumps({
+        "names": names, "seed": SEED, "batch": BATCH, "width": WIDTH,
+        "held": [name for name in names if trained.is_held_out(name)],
+        "texts": [[text, trained.read_names(text)] for text in TEXTS],
+        "runs": {kind: train(kind, names) for kind in CONTEXT}}), encoding="utf-8")

@@ -4,6 +4,7 @@ import html
 
 import still_graph
 import torch
+import trained
 
 from minigpt.checkpoint import load_model, shipped_model
 from minigpt.page import attention_rows, greedy
@@ -150,4 +151,5 @@ def cache(text: str) -> str:
 
 PICTURES = {"tokens": tokens, "attention": attention, "machine": machine, "sampler": sampler,
             "story": story, "cache": cache, "kin": kin,
-            "graph": still_graph.graph}
+            "graph": still_graph.graph,
+            "trainer": trained.trainer}

@@ -5,18 +5,19 @@ import { field, h, later } from "./shell.js";
 
 const NAMES = "names of functions", SEED = 1, UNIFORM = Math.log2(28);
 const RATES = [-3, -2, -1, 0, 1].flatMap((e) => [1, 2, 5].map((n) => +`${n}e${e}`)).concat(100);
-const GOOD = {                               // what each model learns well with
+export const GOOD = {                        // what each model learns well with
   bigram: { rate: 20, batch: 1024 }, mlp: { rate: 0.2, batch: 32 },
   attention: { rate: 0.2, batch: 32 } };
-const MODELS = { bigram: "bigram", mlp: "MLP", attention: "one attention block" };
+const MODELS = { bigram: "bigram", mlp: "MLP", attention: "attention block" };
 const INITS = { scaled: "scaled", none: "none: unscaled" };
-const TOP = 12;                              // bits where the picture ends, if not the loss
+const TOP = 12;                              // bits; above, the picture counts in powers of ten
 const SMALL = -4, LARGE = 2;                 // powers of ten between which a gradient's bar grows
 
 const number = (n) => n.toLocaleString("en");
 const count = (n, word) => `${number(n)} ${word}${n === 1 ? "" : "s"}`;
 const bits = (value) => (Number.isNaN(value) ? "no number"
-  : value < 1000 ? value.toFixed(2) : value.toExponential(1));
+  : value < 1e3 ? value.toFixed(2) : value < 1e6 ? number(Math.round(value))
+    : value.toExponential(1));
 
 /** What was left out of a text, in a sentence; empty if nothing was. */
 function dropped({ signs, lines, cut }) {
@@ -26,18 +27,21 @@ function dropped({ signs, lines, cut }) {
   return parts.length ? ` Left out: ${parts.join(", ")}.` : "";
 }
 
-/** The curve in a square of 100 by 100: paths for the SVG, and the ticks beside it. */
+/** The curve in a square of 100 by 100: paths for the SVG, and the ticks beside it. Where the loss
+    explodes, each step of the scale is ten times the last. */
 function drawing(points, counted) {
   const seen = points.flatMap(({ train, held }) => [train, held ?? train]).filter(Number.isFinite);
-  const low = Math.min(...seen, counted) < 2.5 ? 0 : 2, last = Math.max(1, points.at(-1).step);
-  const high = Math.min(TOP, Math.max(5, Math.ceil(Math.max(...seen)))), every = high > 6 ? 2 : 1;
-  const up = (value) => (100 * (1 - (Math.min(value, 99) - low) / (high - low))).toFixed(2);
+  const most = Math.max(UNIFORM, ...seen), wild = most > TOP, last = points.at(-1).step || 1;
+  const scale = wild ? (value) => Math.log10(Math.max(1, value)) : (value) => value;
+  const low = wild || Math.min(counted, ...seen) < 2.5 ? 0 : 2;
+  const high = Math.ceil(scale(most)), every = high - low > 6 ? 2 : 1;
+  const up = (value) => (100 * (1 - (scale(value) - low) / (high - low))).toFixed(2);
   const path = (of, d) => `<path class="live-line live-of-${of}" d="${d}"/>`;
   const curve = (of) => path(of, points.filter((p) => Number.isFinite(p[of]))
     .map((p, i) => `${i ? "L" : "M"}${(100 * p.step / last).toFixed(2)} ${up(p[of])}`).join(""));
   const ticks = Array.from({ length: Math.floor((high - low) / every) + 1 },
-    (_, i) => low + i * every);
-  return { last, ticks: ticks.map((b) => [b, up(b)]), paths: [
+    (_, i) => (wild ? 10 ** (low + i * every) : low + i * every));
+  return { last, ticks: ticks.map((b) => [b < 1e4 ? number(b) : b.toExponential(), up(b)]), paths: [
     ...ticks.map((b) => path("rule", `M0 ${up(b)}H100`)), path("uniform", `M0 ${up(UNIFORM)}H100`),
     path("counted", `M0 ${up(counted)}H100`), curve("train"), curve("held")].join("") };
 }
@@ -74,10 +78,15 @@ export default async function trainer(host, { text }) {
   const tell = (task, wish) => worker.postMessage({ task, wish });
   const wish = () => ({ rate: RATES[rate.value], batch: +batch.value });
 
-  /** A learning rate to try when this one is too high. */
-  function smaller() {
-    const good = GOOD[kind.value].rate, at = +rate.value;
-    return RATES[at] > good ? good : RATES[Math.max(0, at - 3)];
+  /** What to do about a loss that climbs. */
+  function cure() {
+    const good = GOOD[kind.value].rate, at = +rate.value, value = RATES[at];
+    const tenth = (times) => RATES[Math.max(0, at - 3 * times)];
+    return init.value === "none" && value <= good
+      ? `unscaled weights cannot take the learning rate ${value}. Choose scaled ones, or a rate ` +
+        `such as ${tenth(2)}`
+      : `the learning rate ${value} is too high. Choose a smaller one, such as ` +
+        `${value > good ? good : tenth(1)}`;
   }
 
   /** The text that was chosen; an error says what to do if there is none. */
@@ -148,7 +157,7 @@ export default async function trainer(host, { text }) {
     const good = GOOD[kind.value];
     rate.value = RATES.indexOf(good.rate);
     batch.value = good.batch;
-    width.disabled = kind.value === "bigram";          // its width is 28, as its alphabet
+    width.parentNode.hidden = kind.value === "bigram"; // a table is as wide as its alphabet
     showRate();
   }
 
@@ -164,8 +173,8 @@ export default async function trainer(host, { text }) {
     marks.replaceChildren(...ticks.map(([b, y]) =>
       h("span", { class: "live-tick", style: `top:${y}%` }, b)),
     h("span", { class: "live-end" }, count(last, "step")));
-    const line = (of, says) => [h("i", { class: `live-of-${of}` }), ` ${says} `];
-    key.replaceChildren("bits a letter:", ...line("train", "training"),
+    const line = (of, says) => [h("span", {}, h("i", { class: `live-of-${of}` }), ` ${says}`), " "];
+    key.replaceChildren("bits a letter: ", ...line("train", "training"),
       ...(end.held === null ? [] : line("held", "held out")),
       ...line("uniform", `knows nothing: ${bits(UNIFORM)}`),
       ...line("counted", `pairs, counted: ${bits(run.counted)}`));
@@ -177,7 +186,7 @@ export default async function trainer(host, { text }) {
       const share = (Math.log10(length) - SMALL) / (LARGE - SMALL);
       return h("li", {}, h("code", {}, name), h("span", { class: "live-bar" }, h("i", {
         class: "live-after", style: `width:${Math.max(0, Math.min(1, share || 0)) * 100}%` })),
-      h("span", { class: "live-percent" }, !Number.isFinite(length) ? "no number"
+      h("span", { class: "live-percent" }, !Number.isFinite(length) ? "NaN"
         : length >= 1e-3 && length < 1e4 || !length ? String(+length.toPrecision(2))
           : length.toExponential(0)));
     }));
@@ -191,13 +200,9 @@ export default async function trainer(host, { text }) {
 
   /** One sentence for what the reader should know now; while it trains, only if it goes wrong. */
   function tellReader({ state, steps, points }) {
-    const end = points.at(-1), from = points[0].train, value = RATES[rate.value];
-    const unscaled = init.value === "none" && value <= GOOD[kind.value].rate;
-    const cure = (unscaled ? "unscaled weights need a smaller learning rate than " +
-      `${value}. Choose scaled ones, or a rate` : `the learning rate ${value} is too high. ` +
-      "Choose a smaller one,") + ` such as ${smaller()}`;
+    const end = points.at(-1), from = points[0].train;
     if (state === "broken") {
-      return `At step ${number(steps)} the loss was no longer a number: ${cure}, and press ` +
+      return `At step ${number(steps)} the loss was no longer a number: ${cure()}, and press ` +
         "Start: it begins anew.";
     }
     if (state === "resting") return `It rests after ${number(steps)} steps; Start goes on.`;
@@ -208,7 +213,8 @@ export default async function trainer(host, { text }) {
     }
     if (state !== "running" || run.warned || end.train < 1.25 * Math.max(from, UNIFORM)) return "";
     run.warned = true;
-    return `The loss has climbed from ${bits(from)} to ${bits(end.train)} bits a letter: ${cure}.`;
+    return `The loss has climbed from ${bits(from)} to ${bits(end.train)} bits a letter: ` +
+      `${cure()}.`;
   }
 
   worker.onmessage = ({ data }) => {
@@ -275,7 +281,6 @@ export default async function trainer(host, { text }) {
   const given = text.trim() && text !== NAMES;
   if (given) box.value = text;
   showOwn(given);
-  suit();
   host.replaceChildren(h("div", { class: "live-knobs" }, h("div", {}, textLabel, source),
     h("div", {}, kindLabel, kind), h("div", {}, widthLabel, width), h("div", {}, initLabel, init),
     h("div", {}, batchLabel, batch),
@@ -283,5 +288,6 @@ export default async function trainer(host, { text }) {
   h("div", { class: "live-row" }, start, step, button("Reset", begin)), says, chart, key, now,
   h("div", { class: "live-two" }, h("div", {}, h("p", { class: "live-head" }, "It writes"), names),
     h("div", {}, h("p", { class: "live-head" }, "Length of each gradient"), norms)));
+  suit();
   await begin();
 }
