@@ -27,7 +27,7 @@ function report(state) {
 function step() {
   const loss = run.model.step(run.data, run);
   run.losses.push(loss);
-  if (++run.steps % run.every === 0) measure();
+  if (++run.steps % run.every === 0 || [1, 2, 4, 8, 16].includes(run.steps)) measure();
   return Number.isFinite(loss);
 }
 

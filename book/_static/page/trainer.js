@@ -8,7 +8,7 @@ const RATES = [-3, -2, -1, 0, 1].flatMap((e) => [1, 2, 5].map((n) => +`${n}e${e}
 export const GOOD = {                        // what each model learns well with
   bigram: { rate: 20, batch: 1024 }, mlp: { rate: 0.2, batch: 32 },
   attention: { rate: 0.2, batch: 32 } };
-const MODELS = { bigram: "bigram", mlp: "MLP", attention: "attention block" };
+const MODELS = { bigram: "bigram", mlp: "MLP", attention: "attention" };
 const INITS = { scaled: "scaled", none: "none: unscaled" };
 const TOP = 12;                              // bits; above, the picture counts in powers of ten
 const SMALL = -4, LARGE = 2;                 // powers of ten between which a gradient's bar grows
@@ -28,20 +28,21 @@ function dropped({ signs, lines, cut }) {
 }
 
 /** The curve in a square of 100 by 100: paths for the SVG, and the ticks beside it. Where the loss
-    explodes, each step of the scale is ten times the last. */
+    explodes, each tick is ten times the one below it; beyond a million the curve leaves. */
 function drawing(points, counted) {
   const seen = points.flatMap(({ train, held }) => [train, held ?? train]).filter(Number.isFinite);
   const most = Math.max(UNIFORM, ...seen), wild = most > TOP, last = points.at(-1).step || 1;
   const scale = wild ? (value) => Math.log10(Math.max(1, value)) : (value) => value;
   const low = wild || Math.min(counted, ...seen) < 2.5 ? 0 : 2;
-  const high = Math.ceil(scale(most)), every = high - low > 6 ? 2 : 1;
+  const high = Math.min(Math.ceil(scale(most)), wild ? 6 : TOP), every = high - low > 6 ? 2 : 1;
   const up = (value) => (100 * (1 - (scale(value) - low) / (high - low))).toFixed(2);
   const path = (of, d) => `<path class="live-line live-of-${of}" d="${d}"/>`;
   const curve = (of) => path(of, points.filter((p) => Number.isFinite(p[of]))
     .map((p, i) => `${i ? "L" : "M"}${(100 * p.step / last).toFixed(2)} ${up(p[of])}`).join(""));
   const ticks = Array.from({ length: Math.floor((high - low) / every) + 1 },
     (_, i) => (wild ? 10 ** (low + i * every) : low + i * every));
-  return { last, ticks: ticks.map((b) => [b < 1e4 ? number(b) : b.toExponential(), up(b)]), paths: [
+  const tick = (b) => (b < 1e4 ? number(b) : `1e${Math.round(Math.log10(b))}`);
+  return { last, ticks: ticks.map((b) => [tick(b), up(b)]), paths: [
     ...ticks.map((b) => path("rule", `M0 ${up(b)}H100`)), path("uniform", `M0 ${up(UNIFORM)}H100`),
     path("counted", `M0 ${up(counted)}H100`), curve("train"), curve("held")].join("") };
 }
@@ -65,7 +66,9 @@ export default async function trainer(host, { text }) {
   const now = h("p", { class: "live-count" });         // no status: it changes too often for that
   const chart = h("div", { class: "live-chart" }), key = h("p", { class: "live-key" });
   chart.innerHTML = '<svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img"></svg>';
-  const svg = chart.firstChild, marks = chart.appendChild(h("div", { "aria-hidden": "true" }));
+  const svg = chart.firstChild, nothing = "The loss: nothing is trained yet";
+  svg.setAttribute("aria-label", nothing);
+  const marks = chart.appendChild(h("div", { "aria-hidden": "true" }));
   const names = h("ol", { class: "live-names", "aria-label": "Names that the model writes" });
   const norms = h("ol", { class: "live-bars live-norms",
     "aria-label": "The length of each parameter's gradient" });
@@ -125,7 +128,7 @@ export default async function trainer(host, { text }) {
         held: examples(none ? [] : held, model.n) });
       Object.assign(run, { ready: true, warned: false });
       says.textContent = `${count(learned.length, "name")} to learn from, ` +
-        (none ? "none held out: they are too few. " : `${number(held.length)} held out. `) +
+        (none ? "none held out: too few of them differ. " : `${number(held.length)} held out. `) +
         `The model has ${count(size, "number")}.${dropped(found)}`;
     } catch (error) {
       if (id !== run.id) return;
@@ -133,7 +136,7 @@ export default async function trainer(host, { text }) {
       says.textContent = error.message;
       now.textContent = "";
       for (const part of [svg, marks, key, names, norms]) part.replaceChildren();
-      svg.setAttribute("aria-label", "The loss: nothing is trained yet");
+      svg.setAttribute("aria-label", nothing);
     }
   }
 
@@ -287,7 +290,7 @@ export default async function trainer(host, { text }) {
     h("div", {}, rateLabel, h("div", { class: "live-row" }, rate, rateSays))), own,
   h("div", { class: "live-row" }, start, step, button("Reset", begin)), says, chart, key, now,
   h("div", { class: "live-two" }, h("div", {}, h("p", { class: "live-head" }, "It writes"), names),
-    h("div", {}, h("p", { class: "live-head" }, "Length of each gradient"), norms)));
+    h("div", {}, h("p", { class: "live-head" }, "Length of each gradient, log scale"), norms)));
   suit();
   await begin();
 }
