@@ -74,8 +74,8 @@ export default async function trainer(host, { text }) {
     "aria-label": "The length of each parameter's gradient" });
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
   const worker = new Worker(new URL("letters-worker.js", import.meta.url), { type: "module" });
-  const run = { id: 0, ready: false, going: false, stepping: false, state: "", warned: false,
-    counted: UNIFORM, namesAt: 0 };
+  const run = { id: 0, ready: false, stale: false, going: false, stepping: false, state: "",
+    warned: false, counted: UNIFORM, namesAt: 0 };
   let library = null;
 
   const tell = (task, wish) => worker.postMessage({ task, wish });
@@ -108,7 +108,7 @@ export default async function trainer(host, { text }) {
   async function begin() {
     const id = ++run.id;
     going(false);
-    run.ready = false;
+    run.ready = run.stale = false;
     if (run.state) tell("pause");                      // it has something to pause
     try {
       const found = readNames(await chosenText());
@@ -243,7 +243,7 @@ export default async function trainer(host, { text }) {
   // ---- What the reader does ---------------------------------------------------------------------
   /** Is there something to train? What broke begins anew. */
   async function prepared() {
-    if (!run.ready || run.state === "broken") await begin();
+    if (!run.ready || run.stale || run.state === "broken") await begin();
     return run.ready;
   }
 
@@ -270,7 +270,8 @@ export default async function trainer(host, { text }) {
     showOwn(source.value === "own");
     begin();
   });
-  box.addEventListener("input", later(begin));
+  const anew = later(() => run.stale && begin());
+  box.addEventListener("input", () => { run.stale = true; anew(); });
   kind.addEventListener("change", () => { suit(); begin(); });
   for (const knob of [width, init]) knob.addEventListener("change", begin);
   for (const knob of [rate, batch]) {
