@@ -134,7 +134,7 @@ def trainer(text: str) -> str:
             f'<p class="live-count">Step {STEPS}: training {train_bits:.2f}, held out '
             f'{held_bits:.2f} bits a letter.</p><div class="live-two"><div><p class="live-head">'
             f'It writes</p><ol class="live-names">{written}</ol></div><div><p class="live-head">'
-            f'Length of each gradient, log scale</p><ol class="live-bars live-norms"><li><code>W</code>'
-            f'<span class="live-bar"><i class="live-after" style="width:'
+            'Length of each gradient, log scale</p><ol class="live-bars live-norms"><li>'
+            f'<code>W</code><span class="live-bar"><i class="live-after" style="width:'
             f'{100 * (math.log10(norm) + 4) / 6:.0f}%"></i></span><span class="live-percent">'
             f"{norm:.2g}</span></li></ol></div></div>")
