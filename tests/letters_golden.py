@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from minigpt.bigram import LETTERS, function_names
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "book" / "_ext"))
-import trained  # noqa: E402
+import still_trainer  # noqa: E402
 
 CONTEXT = {"bigram": 1, "mlp": 5, "attention": 8}
 RATES = {"bigram": 30.0, "mlp": 0.5, "attention": 0.2}
@@ -105,6 +105,6 @@ def write_golden(path: Path) -> None:
     names = function_names()[::15]                                   # a few hundred
     path.write_text(json.dumps({
         "names": names, "seed": SEED, "batch": BATCH, "width": WIDTH,
-        "held": [name for name in names if trained.is_held_out(name)],
-        "texts": [[text, trained.read_names(text)] for text in TEXTS],
+        "held": [name for name in names if still_trainer.is_held_out(name)],
+        "texts": [[text, still_trainer.read_names(text)] for text in TEXTS],
         "runs": {kind: train(kind, names) for kind in CONTEXT}}), encoding="utf-8")

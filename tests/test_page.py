@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "book"), str(ROOT / "book" / "_ext")]
 import check_site  # noqa: E402
 import still_graph  # noqa: E402
-import trained  # noqa: E402
+import still_trainer  # noqa: E402
 from letters_golden import write_golden as write_letters  # noqa: E402
 
 PAGE = Path(__file__).parent / "page"
@@ -126,28 +126,30 @@ def test_the_trainer_learns_as_torch_does_in_a_browser(letters, browser):
 
 
 def test_the_trainer_works_as_a_reader_uses_it(tmp_path, browser):
-    trained.write_names(tmp_path)
-    assert "the trainer works" in node("trainer.mjs", tmp_path / trained.FILE, browser=browser)
+    still_trainer.write_names(tmp_path)
+    names = tmp_path / still_trainer.FILE
+    assert "the trainer works" in node("trainer.mjs", names, browser=browser)
 
 
 @needs_node
 def test_a_learned_table_of_pairs_comes_within_a_fiftieth_of_a_bit_of_the_counted_one(tmp_path):
     "With the rate and the batch that the page begins with; how long it takes is for the reader."
-    trained.write_names(tmp_path)
-    found = json.loads(node("letters_node.mjs", "bigram", tmp_path / trained.FILE))
+    still_trainer.write_names(tmp_path)
+    found = json.loads(node("letters_node.mjs", "bigram", tmp_path / still_trainer.FILE))
     assert 0 < found["bits"] - found["counted"] < 0.02 and found["steps"] <= 4000
 
 
 def test_the_still_picture_of_the_trainer_is_a_run():
     names = ["anna", "bert", "emma", "hanna", "lena", "otto", "peter"]
-    table, points, norm = trained.train(names, names)
-    assert points[0][1:] == pytest.approx((math.log2(28),) * 2) and points[-1][0] == trained.STEPS
+    table, points, norm = still_trainer.train(names, names)
+    assert points[0][1:] == pytest.approx((math.log2(28),) * 2)
+    assert points[-1][0] == still_trainer.STEPS
     assert points[-1][2] < 2 and norm > 0
-    picture = trained.trainer("Anna\nBert\nOtto")
+    picture = still_trainer.trainer("Anna\nBert\nOtto")
     assert picture.count("<path") == 8 and picture.count("<li><code>") == 9
-    assert picture == trained.trainer.__wrapped__("Anna\nBert\nOtto")
+    assert picture == still_trainer.trainer.__wrapped__("Anna\nBert\nOtto")
     with pytest.raises(ValueError, match="'🙂' of a trainer has no letter from a to z"):
-        trained.trainer("🙂")
+        still_trainer.trainer("🙂")
 
 
 def edit(path: Path, old: str, new: str) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import levels
 import still
-import trained
+import still_trainer
 from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.util.docutils import SphinxDirective
 
-BEGIN = {"trainer": trained.NAMES}           # parts that do not begin with a story
+BEGIN = {"trainer": still_trainer.NAMES}     # parts that do not begin with a story
 
 
 def attributes(**values: str) -> str:
@@ -140,7 +140,7 @@ def page_context(app, page, template, context, doctree) -> None:
 def write_names(app, exception) -> None:
     "The trainer's text, beside the scripts."
     if exception is None and app.builder.format == "html":
-        trained.write_names(Path(app.outdir))
+        still_trainer.write_names(Path(app.outdir))
 
 
 def setup(app):

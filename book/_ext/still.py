@@ -3,8 +3,8 @@ import functools
 import html
 
 import still_graph
+import still_trainer
 import torch
-import trained
 
 from minigpt.checkpoint import load_model, shipped_model
 from minigpt.page import attention_rows, greedy
@@ -152,4 +152,4 @@ def cache(text: str) -> str:
 PICTURES = {"tokens": tokens, "attention": attention, "machine": machine, "sampler": sampler,
             "story": story, "cache": cache, "kin": kin,
             "graph": still_graph.graph,
-            "trainer": trained.trainer}
+            "trainer": still_trainer.trainer}
