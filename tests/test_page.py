@@ -23,6 +23,8 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "book"), str(ROOT / "book" / "_ext")]
 import check_site  # noqa: E402
 import still_graph  # noqa: E402
+import still_trainer  # noqa: E402
+from letters_golden import write_golden as write_letters  # noqa: E402
 
 PAGE = Path(__file__).parent / "page"
 NODE = shutil.which("node")
@@ -96,6 +98,60 @@ def test_every_part_works_as_a_reader_uses_it(models, browser):
     assert "every part works" in node("parts.mjs", models / "gpt2", browser=browser)
 
 
+# ---- The trainer of letter models --------------------------------------------------------------
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("letters") / "golden.json"
+    write_letters(path)
+    return path
+
+
+def learns(found: dict) -> None:
+    reads = found.pop("reads")
+    assert reads == {"held": True, "texts": 5}        # names are read and held out as in Python
+    assert {kind: run["parameters"] for kind, run in found.items()} == {
+        "bigram": 1, "mlp": 5, "attention": 10}
+    for run in found.values():
+        assert run["steps"] == 50 and run["samples"] == 8
+        assert max(run["losses"], run["norms"], run["bits"]) < 1e-4
+
+
+@needs_node
+def test_the_trainer_learns_as_torch_does_in_node(letters):
+    learns(json.loads(node("letters_node.mjs", letters)))
+
+
+def test_the_trainer_learns_as_torch_does_in_a_browser(letters, browser):
+    learns(json.loads(node("letters_browser.mjs", letters, browser=browser)))
+
+
+def test_the_trainer_works_as_a_reader_uses_it(tmp_path, browser):
+    still_trainer.write_names(tmp_path)
+    names = tmp_path / still_trainer.FILE
+    assert "the trainer works" in node("trainer.mjs", names, browser=browser)
+
+
+@needs_node
+def test_a_learned_table_of_pairs_comes_within_a_fiftieth_of_a_bit_of_the_counted_one(tmp_path):
+    "With the rate and the batch that the page begins with; how long it takes is for the reader."
+    still_trainer.write_names(tmp_path)
+    found = json.loads(node("letters_node.mjs", "bigram", tmp_path / still_trainer.FILE))
+    assert 0 < found["bits"] - found["counted"] < 0.02 and found["steps"] <= 4000
+
+
+def test_the_still_picture_of_the_trainer_is_a_run():
+    names = ["anna", "bert", "emma", "hanna", "lena", "otto", "peter"]
+    table, points, norm = still_trainer.train(names, names)
+    assert points[0][1:] == pytest.approx((math.log2(28),) * 2)
+    assert points[-1][0] == still_trainer.STEPS
+    assert points[-1][2] < 2 and norm > 0
+    picture = still_trainer.trainer("Anna\nBert\nOtto")
+    assert picture.count("<path") == 8 and picture.count("<li><code>") == 9
+    assert picture == still_trainer.trainer.__wrapped__("Anna\nBert\nOtto")
+    with pytest.raises(ValueError, match="'🙂' of a trainer has no letter from a to z"):
+        still_trainer.trainer("🙂")
+
+
 def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text(encoding="utf-8")
     assert old in text
@@ -123,6 +179,11 @@ def test_a_model_that_the_page_cannot_run_is_refused_in_one_sentence(tmp_path, c
 
 def test_the_engine_stays_short():
     assert len((ROOT / "book/_static/page/engine.js").read_text().splitlines()) < 400
+
+
+def test_the_models_of_letters_and_their_worker_stay_short():
+    files = [ROOT / "book/_static/page" / name for name in ("letters.js", "letters-worker.js")]
+    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) < 300
 
 
 # ---- The graph of numbers: its engine, its parser and its layout ---------------------------------

@@ -5,12 +5,16 @@ when the site was built, a prediction as a question with a folded answer.
 """
 import hashlib
 import html
+from pathlib import Path
 
 import levels
 import still
+import still_trainer
 from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.util.docutils import SphinxDirective
+
+BEGIN = {"trainer": still_trainer.NAMES}     # parts that do not begin with a story
 
 
 def attributes(**values: str) -> str:
@@ -29,7 +33,8 @@ class Widget(SphinxDirective):
     option_spec = {"text": directives.unchanged_required}
 
     def run(self) -> list[nodes.Node]:
-        kind, text = self.arguments[0], self.options.get("text", "Once upon a time")
+        kind = self.arguments[0]
+        text = self.options.get("text", BEGIN.get(kind, "Once upon a time"))
         text = text.replace("\\n", "\n")              # an option is one line
         if kind not in still.PICTURES:
             raise self.error(f"widget {kind!r} is unknown; choose from {', '.join(still.PICTURES)}")
@@ -132,7 +137,14 @@ def page_context(app, page, template, context, doctree) -> None:
         context["body"] = f'<div data-chapter="{page}">{context["body"]}</div>'
 
 
+def write_names(app, exception) -> None:
+    "The trainer's text, beside the scripts."
+    if exception is None and app.builder.format == "html":
+        still_trainer.write_names(Path(app.outdir))
+
+
 def setup(app):
+    app.connect("build-finished", write_names)
     app.connect("builder-inited", lambda app: setattr(
         app.env, "predictions", getattr(app.env, "predictions", {})))
     app.connect("env-purge-doc", lambda app, env, page: env.predictions.pop(page, None))

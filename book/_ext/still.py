@@ -3,6 +3,7 @@ import functools
 import html
 
 import still_graph
+import still_trainer
 import torch
 
 from minigpt.checkpoint import load_model, shipped_model
@@ -150,4 +151,5 @@ def cache(text: str) -> str:
 
 PICTURES = {"tokens": tokens, "attention": attention, "machine": machine, "sampler": sampler,
             "story": story, "cache": cache, "kin": kin,
-            "graph": still_graph.graph}
+            "graph": still_graph.graph,
+            "trainer": still_trainer.trainer}

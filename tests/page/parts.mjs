@@ -16,6 +16,7 @@ ${part("tokens", "strawberry 🙂")}${part("attention", "Lena has a duck. Lena")
 ${part("machine", "Once upon a")}${part("sampler", "Once upon a time")}
 ${part("cache", "Once upon a time")}${part("kin", "green")}${part("story", "Once upon a time")}
 ${part("graph", "p = a * b; d = p + c; d * d; a = 2; b = 3; c = -4")}
+${part("trainer", "anna&#10;bert&#10;otto")}
 ${prediction("n", 'data-kind="number" data-answer="1,000" data-within="10%"',
     '<input type="text" name="guess">')}
 ${prediction("c", 'data-kind="choice" data-answer="b"',
@@ -178,6 +179,15 @@ await inBrowser(places, async (page, origin) => {
   await says(status, /^In log\(a\): the logarithm of −1 is no number/);
   await at("#graph input[type=range]").first().fill("4");
   await says(status, /All slopes are there: a 0\.25\.$/);
+
+  // the trainer learns its names by heart, beside parts that run the book's model
+  await wake("trainer");
+  await at("#trainer button", { hasText: "Start" }).click();
+  await page.waitForFunction(() => /^Step [\d,]{2,}: training [01]\./.test(
+    document.querySelector("#trainer .live-count:not([role])").textContent));
+  await at("#trainer button", { hasText: "Pause" }).click();
+  await says("#trainer [role=status]", /^Paused after [\d,]+ steps: training [01]\./);
+  assert.equal(await at("#trainer .live-names li").count(), 8);
 
   // another model: every part of the page runs it, and it is still there after a reload
   await at("#tokens .live-model summary").click();

@@ -1,8 +1,8 @@
 /* Brings the live parts of a page to life when they come near; till then a picture stands there. */
 const PARTS = { tokens: "tokens.js", attention: "attention.js", machine: "machine.js",
   sampler: "sampler.js", story: "sampler.js", cache: "cache.js",
-  kin: "kin.js", graph: "graph.js" };
-const ALONE = new Set(["graph"]);                    // these do not run the book's model
+  kin: "kin.js", graph: "graph.js", trainer: "trainer.js" };
+const ALONE = new Set(["graph", "trainer"]);         // these do not run the book's model
 
 async function wake(host) {
   const { live, text } = host.dataset, still = [...host.childNodes];
