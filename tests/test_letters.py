@@ -25,6 +25,15 @@ from minigpt.neural_letters import (
     three_piles,
     train_letters,
 )
+from minigpt.recurrent import (
+    Recurrent,
+    gru_step,
+    invent_name,
+    lstm_step,
+    name_rows,
+    rnn_step,
+    row_loss,
+)
 
 NAMES = ["ab", "ab", "ba", "b"]                      # the chapter's four, counted by hand
 FIXED = ["bell", "build", "close", "dumps", "join", "loads", "split"]
@@ -254,5 +263,99 @@ def test_the_net_writes_by_its_seed_and_ends():
     (lambda: next(train_letters(small(), NAMES, 0)), "steps=0 and batch_size=128 must be"),
 ])
 def test_a_net_of_letters_refuses_what_cannot_be(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        wrong()
+
+
+# ---- recurrent ---------------------------------------------------------------------------------
+def reader(kind: str, seed: int = 0) -> Recurrent:
+    return Recurrent(kind, d_letter=5, d_hidden=7, rng=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kind, theirs", [
+    ("rnn", torch.nn.RNN), ("gru", torch.nn.GRU), ("lstm", torch.nn.LSTM)])
+@pytest.mark.parametrize("seed", range(3))
+def test_each_recurrent_net_equals_pytorchs_in_states_and_slopes(kind, theirs, seed):
+    model, layer = reader(kind, seed).double(), theirs(5, 7, batch_first=True).double()
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for bias in model.biases:
+            bias += torch.randn(bias.shape, generator=rng, dtype=torch.float64)
+        first, second = model.biases if kind == "gru" else (*model.biases, None)
+        for p, mine in zip(layer.parameters(), (model.w_x.T, model.w_h.T, first, second)):
+            p.copy_(torch.zeros_like(p) if mine is None else mine)
+    ids = torch.randint(28, (3, 11), generator=rng)
+    scores, state = model(ids)
+    states, last = layer(model.letters[ids])
+    torch.testing.assert_close(scores, states @ model.out)
+    pairs = zip(state, last) if kind == "lstm" else [(state, last)]
+    for ours, their in pairs:
+        torch.testing.assert_close(ours, their[0])
+    weigh = torch.randn(scores.shape, generator=rng, dtype=torch.float64)
+    mine, = torch.autograd.grad((scores * weigh).sum(), model.w_h)
+    other, = torch.autograd.grad((states @ model.out * weigh).sum(), layer.weight_hh_l0)
+    torch.testing.assert_close(mine, other.T)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from(["rnn", "gru", "lstm"]), st.integers(1, 11), st.integers(0, 99))
+def test_reading_in_two_parts_is_reading_at_once(kind, cut, seed):
+    model = reader(kind)
+    ids = torch.randint(28, (2, 12), generator=torch.Generator().manual_seed(seed))
+    whole, end = model(ids)
+    first, state = model(ids[:, :cut])
+    second, same_end = model(ids[:, cut:], state)
+    torch.testing.assert_close(torch.cat([first, second], 1), whole)
+    torch.testing.assert_close(same_end, end)
+
+
+def test_the_future_does_not_touch_the_past():
+    for kind in Recurrent.GATES:
+        model, ids = reader(kind), torch.randint(28, (2, 9))
+        changed = ids.clone()
+        changed[:, 5:] = (changed[:, 5:] + 1) % 28
+        before, after = model(ids)[0], model(changed)[0]
+        assert torch.equal(before[:, :5], after[:, :5]) and not torch.equal(before, after)
+
+
+def test_open_gates_keep_a_cell_and_closed_ones_replace_it():
+    x, h, cell = torch.zeros(1, 1), torch.zeros(1, 1), torch.full((1, 1), 5.0)
+    w_x, w_h = torch.zeros(1, 4), torch.zeros(1, 4)
+    keep = lstm_step(x, (h, cell), w_x, w_h, torch.tensor([-99.0, 99.0, -99.0, 99.0]))
+    swap = lstm_step(x, (h, cell), w_x, w_h, torch.tensor([99.0, -99.0, -99.0, 99.0]))
+    assert keep[1].item() == 5 and swap[1].item() == -1
+    stay = gru_step(x, cell, torch.zeros(1, 3), torch.zeros(1, 3), torch.tensor([0, 99.0, 0]),
+                    torch.zeros(3))
+    assert stay.item() == 5
+    assert rnn_step(x, h, torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1)).item() == 0
+
+
+@given(st.lists(a_name, min_size=1, max_size=6))
+def test_rows_hold_every_letter_once_and_padding_costs_nothing(names):
+    read, after = name_rows(names)
+    assert int((after >= 0).sum()) == sum(len(name) + 1 for name in names)
+    for name, row, target in zip(names, read, after):
+        n, ids = len(name) + 1, letter_ids(name)
+        assert row[:n].tolist() == ids[:-1] and target[:n].tolist() == ids[1:]
+        assert (target[n:] == -100).all()
+    model = reader("rnn")
+    alone = [row_loss(model(r)[0], a).item() * (len(name) + 1)
+             for name in names for r, a in [name_rows([name])]]
+    total = sum(len(name) + 1 for name in names)
+    assert row_loss(model(read)[0], after).item() == pytest.approx(sum(alone) / total, rel=1e-4)
+
+
+def test_a_recurrent_net_writes_by_its_seed_and_ends():
+    model = reader("gru")
+    write = lambda seed, **more: invent_name(model, torch.Generator().manual_seed(seed), **more)
+    assert write(1) == write(1) and len({write(seed) for seed in range(9)}) > 3
+    assert all(len(write(seed, longest=3)) <= 3 for seed in range(9))
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (lambda: Recurrent("elman"), "kind='elman' is unknown; choose one of rnn, gru, lstm"),
+    (lambda: name_rows([]), "there are no names; give at least one"),
+    (lambda: name_rows(["a b"]), "'a b' has ' '")])
+def test_a_recurrent_net_refuses_what_cannot_be(wrong, message):
     with pytest.raises(ValueError, match=message):
         wrong()
