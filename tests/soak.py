@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -48,8 +49,10 @@ def go_on(folder: Path) -> None:
 
 def serve() -> None:
     "Fork a child for each folder that comes, warm, so that it takes its first step at once."
-    torch.set_num_threads(1)                     # a fork must not come after threads were started
-    with tempfile.TemporaryDirectory() as name:
+    # A fork must not come after threads were started, and `backward` starts some where PyTorch
+    # knows another device than the CPU: a GPU, or Vulkan as Debian builds it.
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name, mock.patch("torch.Tensor.backward"):
         go_on(start(Path(name) / "warm", 2))
     for line in sys.stdin:
         sys.stdout.flush()
