@@ -102,7 +102,7 @@ def rotate(
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 # %% ../nbs/32_position.ipynb #rotation
-@dataclass(frozen=True)      # no NamedTuple: the compiler of PyTorch 2.6 cannot call one
+@dataclass      # no NamedTuple and not frozen: the compiler of PyTorch 2.6 cannot follow those
 class Rotation:
     "The turns of all places of a text: a pair (cos, sin) that you call on queries or keys."
     cos: Tensor        # (T, Dh/2), or (B, 1, T, Dh/2) where each row has its own places
