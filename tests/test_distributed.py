@@ -35,7 +35,7 @@ def job(folder, processes, how="replicate", steps=0):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone",
               f"--nproc-per-node={processes}"]
     done = subprocess.run([*launch, str(program), str(folder), how, str(steps)],
-                          capture_output=True, text=True, timeout=900)      # a hang is longer
+                          capture_output=True, text=True, timeout=900)      # against a hang
     assert done.returncode == 0, done.stderr[-3000:]
 
 
