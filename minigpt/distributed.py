@@ -95,8 +95,11 @@ def shard(
     model: GPT,              # changed in place: each process keeps its part of every tensor
 ) -> GPT:
     "Nobody has all weights; a block's are gathered when it works (FSDP2). Optimizers come after."
+    place = next(model.parameters()).device.type
+    if place == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+        raise ValueError("sharding on the CPU needs PyTorch 2.7 or newer")
     from torch.distributed.fsdp import fully_shard
-    mesh = dist.init_device_mesh(next(model.parameters()).device.type, (dist.get_world_size(),))
+    mesh = dist.init_device_mesh(place, (dist.get_world_size(),))
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
     # without this the last layers stay whole after an evaluation, and miss the next step

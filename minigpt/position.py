@@ -8,7 +8,8 @@ __all__ = ['rope_frequencies', 'sinusoidal', 'NoPosition', 'LearnedPosition', 'S
 
 # %% ../nbs/32_position.ipynb #imports
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -101,10 +102,15 @@ def rotate(
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 # %% ../nbs/32_position.ipynb #rotation
-class Rotation(NamedTuple):
+@dataclass      # no NamedTuple and not frozen: the compiler of PyTorch 2.6 cannot follow those
+class Rotation:
     "The turns of all places of a text: a pair (cos, sin) that you call on queries or keys."
     cos: Tensor        # (T, Dh/2), or (B, 1, T, Dh/2) where each row has its own places
     sin: Tensor        # in the same shape
+
+    def __iter__(self) -> Iterator[Tensor]:
+        "For `cos, sin = rotation`."
+        return iter((self.cos, self.sin))
 
     def __call__(
         self,

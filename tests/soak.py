@@ -12,7 +12,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -47,8 +49,10 @@ def go_on(folder: Path) -> None:
 
 def serve() -> None:
     "Fork a child for each folder that comes, warm, so that it takes its first step at once."
-    torch.set_num_threads(1)                     # a fork must not come after threads were started
-    with tempfile.TemporaryDirectory() as name:
+    # A fork must not come after threads were started, and `backward` starts some where PyTorch
+    # knows another device than the CPU: a GPU, or Vulkan as Debian builds it.
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name, mock.patch("torch.Tensor.backward"):
         go_on(start(Path(name) / "warm", 2))
     for line in sys.stdin:
         sys.stdout.flush()
@@ -68,7 +72,8 @@ class Children:
     "Processes that train, one after another."
 
     def __enter__(self):
-        self.server = subprocess.Popen([sys.executable, __file__, "--serve"], text=True,
+        # unbuffered: a line that were read ahead would be hidden from `select`
+        self.server = subprocess.Popen([sys.executable, __file__, "--serve"], bufsize=0,
                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         return self
 
@@ -77,29 +82,46 @@ class Children:
         self.server.wait()
         self.server.stdout.close()
 
-    def run(self, folder: Path, patience: float | None) -> int:      # the exit code
-        "Let a child go on with a run, and SIGKILL it after so many seconds."
-        print(folder, file=self.server.stdin, flush=True)
+    def run(
+        self,
+        folder: Path,
+        patience: float | None,      # seconds; None: let it come to its end
+        first: int = 0,              # new steps that it may take before
+    ) -> int:                        # the exit code
+        "Let a child go on with a run, and SIGKILL it some time after its first steps."
+        ended = lambda seconds: select.select([self.server.stdout], [], [], seconds)[0]
+        goal = steps_done(folder) + first
+        self.server.stdin.write(f"{folder}\n".encode())
         pid = int(self.server.stdout.readline())
-        if patience is not None and not select.select([self.server.stdout], [], [], patience)[0]:
-            os.kill(pid, signal.SIGKILL)
+        if patience is not None:
+            while steps_done(folder) < goal and not ended(0.001):
+                pass
+            if not ended(patience):
+                os.kill(pid, signal.SIGKILL)
         return int(self.server.stdout.readline())
 
-    def finish(self, folder: Path) -> None:
-        "Let a child train to the end."
+    def finish(self, folder: Path) -> float:
+        "Let a child train to the end; how many seconds it took."
+        start = time.monotonic()
         assert self.run(folder, None) == 0, f"the run in {folder} failed"
+        return time.monotonic() - start
 
     def kill_often(
         self,
         folder: Path,
         kills: int,
         rng: random.Random,
+        a_step: float,         # seconds that one takes: other machines, other patience
     ) -> tuple[int, int]:      # kills that hit a run under way; kills in the middle of a save
-        "Start, wait for a random moment, SIGKILL; so many times. Then let it finish."
+        """Start, wait for a random moment, SIGKILL; so many times. Then let it finish.
+
+        Every other child may take a step before its moment comes; the others are often hit while
+        they start.
+        """
         under_way = in_a_save = 0
-        for _ in range(kills):
+        for n in range(kills):
             before = steps_done(folder)
-            code = self.run(folder, rng.uniform(0.01, 0.15))
+            code = self.run(folder, rng.uniform(0, 10) * a_step, first=n % 2)
             assert code in (0, -signal.SIGKILL), f"a child ended with {code}"
             under_way += code != 0 and steps_done(folder) > before
             in_a_save += bool(list(folder.glob("*.tmp")))
@@ -131,9 +153,9 @@ def main() -> None:
         return serve()
     with tempfile.TemporaryDirectory() as name, Children() as children:
         folder, steps = Path(name), max(100, 20 * args.kills)
-        children.finish(start(folder / "quiet", steps))
+        a_step = children.finish(start(folder / "quiet", steps)) / steps
         under_way, in_a_save = children.kill_often(start(folder / "killed", steps), args.kills,
-                                                   random.Random(args.seed))
+                                                   random.Random(args.seed), a_step)
         same_end(folder / "quiet", folder / "killed")
     print(f"{args.kills} kills, {under_way} of them after new steps, {in_a_save} in the middle of "
           f"a save; {steps} steps, the same weights and the same log as without")

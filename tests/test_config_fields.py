@@ -157,8 +157,11 @@ def test_clocks_equal_theirs_to_the_bit(name, d_head):
     assert ours.magnitude == theirs.attention_scaling
     positions = torch.arange(8192)
     expected = theirs(torch.zeros(1), positions[None])
+    # The clocks are equal to the bit. Their cosines need not be: some libraries choose how to take
+    # those of eight or sixteen numbers by the largest, so a last bit depends on the neighbours.
     for table, turned in zip(ours.rotation(positions), expected):
-        assert torch.equal(torch.cat((table, table), dim=-1), turned[0])
+        torch.testing.assert_close(torch.cat((table, table), dim=-1), turned[0],
+                                   atol=2.0**-22, rtol=0)
 
 
 @torch.no_grad()

@@ -68,7 +68,9 @@ def test_a_row_does_not_depend_on_the_other_rows(model):
         torch.testing.assert_close(model(ids[row:row + 1])[0], together[row], atol=1e-5, rtol=1e-5)
         others = random_ids(B=5, seed=99)
         others[row] = ids[row]
-        torch.testing.assert_close(model(others)[row], together[row], atol=1e-6, rtol=1e-6)
+        # an expert's product has as many rows as tokens chose it, and rounds accordingly
+        near = 1e-4 if model.cfg.n_expert else 1e-6
+        torch.testing.assert_close(model(others)[row], together[row], atol=near, rtol=1e-6)
 
 
 @torch.no_grad()
@@ -99,7 +101,9 @@ def test_a_left_padded_row_is_as_if_alone(model):
             torch.testing.assert_close(together[row, n:], alone, atol=1e-4, rtol=1e-4)
     other = ids.clone()
     other[1, :3], other[2, :11] = 7, 9
-    assert torch.equal(model(other, padding=padding)[1, 3:], model(ids, padding=padding)[1, 3:])
+    near = 1e-4 if model.cfg.n_expert else 0       # experts take padding for tokens, and round
+    torch.testing.assert_close(model(other, padding=padding)[1, 3:],
+                               model(ids, padding=padding)[1, 3:], atol=near, rtol=0)
 
 
 @pytest.mark.parametrize("cfg", [c for c in VARIATIONS.values() if not c.n_expert],
@@ -235,7 +239,7 @@ def test_torch_export_takes_every_batch_and_length():
                             context_length=32, qk_norm=True)).eval()
     free = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
     program = torch.export.export(model, (torch.zeros(2, 7, dtype=torch.long),),
-                                  dynamic_shapes=(free,)).module()
+                                  dynamic_shapes=(free,), strict=False).module()
     for shape in ((1, 1), (1, 2), (3, 20), (2, 32)):
         ids = torch.randint(64, shape)
         torch.testing.assert_close(program(ids), model(ids))

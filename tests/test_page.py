@@ -71,7 +71,7 @@ def models(tmp_path_factory) -> Path:
 def node(script: str, *args, browser: str = "") -> str:
     "Run a script of tests/page; its standard output."
     done = subprocess.run([NODE, PAGE / script, *map(str, args)], capture_output=True,
-                          encoding="utf-8", timeout=300, env=os.environ | {"CHROMIUM": browser})
+                          encoding="utf-8", timeout=900, env=os.environ | {"CHROMIUM": browser})
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -173,7 +173,7 @@ def test_a_model_that_the_page_cannot_run_is_refused_in_one_sentence(tmp_path, c
     change(folder)
     (tmp_path / "golden.json").write_text('{"texts": [], "runs": []}')
     done = subprocess.run([NODE, PAGE / "node.mjs", folder, tmp_path / "golden.json"],
-                          capture_output=True, encoding="utf-8", timeout=60)
+                          capture_output=True, encoding="utf-8", timeout=900)
     assert done.returncode == 1 and says in done.stderr
 
 

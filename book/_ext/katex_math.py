@@ -3,6 +3,7 @@
 KaTeX is a JavaScript program. The package jupyterlab-katex carries it, with its style sheet and
 fonts, and mini-racer runs it here. LaTeX that KaTeX does not accept fails the build.
 """
+import atexit
 import functools
 import json
 import re
@@ -52,6 +53,7 @@ def katex() -> tuple[MiniRacer, str, Path]:
     chunks = [Path(f.locate()) for f in files("jupyterlab-katex")
               if re.fullmatch(r"\d+\.\w+\.js", f.name)]
     context = MiniRacer()
+    atexit.register(context.close)       # Python 3.13 waits for ever at its end for an open one
     context.eval(LOADER)
     for chunk in chunks:
         context.eval(chunk.read_text(encoding="utf-8"))
