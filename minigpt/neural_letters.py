@@ -9,6 +9,7 @@ __all__ = ['names_in_code', 'three_piles', 'letter_windows', 'LetterMLP', 'train
 import ast
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from .bigram import LETTERS, fingerprint, function_names, letter_ids, library_files
 
 
-def names_in_code() -> list[str]:
+@cache
+def names_in_code() -> tuple[str, ...]:   # sorted; read once, which takes some seconds
     "Every lower-case name in this Python's standard library: functions, arguments, variables."
     found = set(function_names())
     for file in library_files():
@@ -26,7 +28,7 @@ def names_in_code() -> list[str]:
                 word = getattr(node, field, None)
                 if isinstance(word, str):
                     found.add(word.lower().strip("_"))
-    return sorted(word for word in found if len(word) > 1 and set(word) <= set(LETTERS[1:]))
+    return tuple(sorted(w for w in found if len(w) > 1 and set(w) <= set(LETTERS[1:])))
 
 
 def three_piles(

@@ -30,9 +30,11 @@ from minigpt.recurrent import (
     gru_step,
     invent_name,
     lstm_step,
+    name_bits,
     name_rows,
     rnn_step,
     row_loss,
+    train_names,
 )
 
 NAMES = ["ab", "ab", "ba", "b"]                      # the chapter's four, counted by hand
@@ -237,7 +239,7 @@ def test_the_three_piles_share_no_name_and_are_cut_by_the_name_alone():
     assert not set(train) & set(validation) and not set(train) & set(test)
     assert not set(validation) & set(test) and all(map(is_held_out, test))
     names = names_in_code()
-    assert names == sorted(set(names)) and len(names) > len(function_names())
+    assert list(names) == sorted(set(names)) and len(names) > len(function_names())
     assert set(function_names()) <= set(train) | set(validation) | set(test)
     tenth = [fingerprint(name) % 10 for name in names]
     assert train == [name for name, n in zip(names, tenth) if n > 1]
@@ -345,6 +347,25 @@ def test_rows_hold_every_letter_once_and_padding_costs_nothing(names):
     assert row_loss(model(read)[0], after).item() == pytest.approx(sum(alone) / total, rel=1e-4)
 
 
+@pytest.mark.parametrize("kind", Recurrent.GATES)
+def test_training_on_names_learns_them_and_follows_its_seed(kind):
+    runs = []
+    for seed in (0, 0, 1):
+        model = reader(kind)
+        before = name_bits(model, NAMES)
+        losses = list(train_names(model, NAMES, 60, lr=0.02, batch_size=8, seed=seed))
+        assert len(losses) == 60 and name_bits(model, NAMES) < before - 1
+        runs.append(losses)
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_bits_of_names_are_the_mean_over_every_letter():
+    model = reader("gru")
+    total = sum(name_bits(model, [name]) * (len(name) + 1) for name in NAMES)
+    assert name_bits(model, NAMES) == pytest.approx(
+        total / sum(len(name) + 1 for name in NAMES), rel=1e-4)
+
+
 def test_a_recurrent_net_writes_by_its_seed_and_ends():
     model = reader("gru")
     write = lambda seed, **more: invent_name(model, torch.Generator().manual_seed(seed), **more)
@@ -355,6 +376,8 @@ def test_a_recurrent_net_writes_by_its_seed_and_ends():
 @pytest.mark.parametrize("wrong, message", [
     (lambda: Recurrent("elman"), "kind='elman' is unknown; choose one of rnn, gru, lstm"),
     (lambda: name_rows([]), "there are no names; give at least one"),
+    (lambda: next(train_names(reader("rnn"), NAMES, 0)), "steps=0 and batch_size=64 must be"),
+    (lambda: next(train_names(reader("rnn"), NAMES, 5, lr=math.inf)), "lr=inf must be"),
     (lambda: name_rows(["a b"]), "'a b' has ' '")])
 def test_a_recurrent_net_refuses_what_cannot_be(wrong, message):
     with pytest.raises(ValueError, match=message):
