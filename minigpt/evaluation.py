@@ -25,7 +25,7 @@ from .model import GPT
 from .sampling import Rule, temperature
 from .tinytown import Tinytown
 
-# %% ../nbs/70_evaluation.ipynb #z
+# %% ../nbs/70_evaluation.ipynb #interval
 Z = 1.959963984540054         # 95% of a normal distribution lie within so many deviations
 
 
