@@ -7,36 +7,24 @@ import json
 import math
 import platform
 import random
-import re
 import shutil
 from pathlib import Path
 
 import torch
 
 from minigpt.checkpoint import load_model, shipped_model
-from minigpt.inference import complete_batch
+from minigpt.evaluation import answer, new_sums, sit
 from minigpt.loss import document_loss
 from minigpt.recipe import read_recipe
-from minigpt.sampling import temperature
 from minigpt.sizes import count_parameters
 from minigpt.tinytown import DOES_NOT_SAY, SHARES, Question, Tinytown
 
 UNSEEN = 424_242      # a seed that neither training nor validation uses
 
 
-def replies(model, tokenizer, prompts: list[str], max_tokens: int = 40) -> list[str]:
-    "The likeliest line after each prompt."
-    said = []
-    for i in range(0, len(prompts), 32):
-        said += complete_batch(model, tokenizer, prompts[i:i + 32], max_tokens, [temperature(0)],
-                               stop=["\n"])
-    return [completion.text for completion in said]
-
-
 def share_right(model, tokenizer, questions: list[Question]) -> float:
     "Share of the questions that the model answers right, greedily."
-    said = replies(model, tokenizer, [q.prompt for q in questions])
-    return sum(q.is_correct(reply) for q, reply in zip(questions, said)) / len(questions)
+    return sum(sit(model, tokenizer, questions)) / len(questions)
 
 
 def reading(model, tokenizer, town: Tinytown, n: int = 500, seed: int = UNSEEN) -> dict:
@@ -45,7 +33,7 @@ def reading(model, tokenizer, town: Tinytown, n: int = 500, seed: int = UNSEEN) 
     for kind, name in (("told", "about strangers"), ("pretend", "against the town's truth"),
                        ("untold", "where the note does not say"), ("absent", "about the absent")):
         questions = town.newcomers(n, kind, seed)
-        said = replies(model, tokenizer, [q.prompt for q in questions])
+        said = answer(model, tokenizer, [q.prompt for q in questions])
         facts[f"right by the note, {name}"] = sum(
             q.is_correct(reply) for q, reply in zip(questions, said)) / n
         if kind in ("told", "pretend"):
@@ -56,15 +44,9 @@ def reading(model, tokenizer, town: Tinytown, n: int = 500, seed: int = UNSEEN) 
 
 def sums_right(model, tokenizer, town: Tinytown, n: int = 300, seed: int = UNSEEN) -> float:
     "Share of new small sums that it finishes right."
-    rng, prompts, results = random.Random(seed), [], []
-    while len(prompts) < n:
-        text = town.document(rng, "sums").text
-        for found in re.finditer(r"\d+ [+-] \d+ =( \d+)", text):
-            prompts.append(text[:found.start(1)])
-            results.append(found[1].strip())
-    said = replies(model, tokenizer, prompts[:n], 4)
-    return sum((re.findall(r"\d+", reply) or [""])[0] == result
-               for reply, result in zip(said, results)) / n
+    items = new_sums(town, n, seed)
+    said = answer(model, tokenizer, [item.prompt for item in items], 4)
+    return sum(item.is_correct(reply) for item, reply in zip(items, said)) / n
 
 
 def measure(folder: Path) -> dict:

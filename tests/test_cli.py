@@ -29,7 +29,7 @@ OPTIONS = {"generate": SAMPLING, "ask": SAMPLING, "tokenize": ("--checkpoint",),
                                                 "--lr", "--adamw-lr", "--vocab-size", "--n-layer",
                                                 "--n-head", "--n-kv-head", "--d-model", "--d-ff",
                                                 "--context-length"),
-           "recipes": ()}
+           "recipes": (), "eval": ("--checkpoint", "--tasks", "--n", "--seed", "--out")}
 PROGRESS = re.compile(r"Preparing |[\d,]+ parameters, |step \d+/|Done\. ")     # what is no error
 STEPS = 400
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process alone")
@@ -161,6 +161,12 @@ generate x --checkpoint {speechless} -> {speechless}
 ask x --checkpoint {cut} -> {cut}
 tokenize x --checkpoint {speechless} -> {speechless}
 info --checkpoint {flipped} -> {flipped}
+eval --checkpoint {flipped} -> {flipped}
+eval --tasks geography -> geography
+eval --tasks {nowhere}.jsonl -> .jsonl
+eval --n 0 -> 0
+eval --n few -> few
+eval --out {nowhere}/scores.json -> scores.json
 train --recipe huge -> huge
 train --recipe huge -> minigpt recipes
 recipes huge -> huge

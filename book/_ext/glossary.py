@@ -31,7 +31,7 @@ ALIAS = re.compile(r"\(([A-Za-z]*[A-Z]{2,}\w*|[A-Z][a-z]*[A-Z]+\w*)\)|\bor \*([^
 # Plain English, or another matter elsewhere: linked in the chapters that explain them only.
 EVERYDAY = set("""
     acceptance backend beam bias bits block capacity chances cosine decode decoder document draft
-    dropped encoder family flush frequency fused gate grammar greedy head hub index key layout
+    dropped encoder family flush frequency fused gate grammar greedy head hub index judge key layout
     load mask memory merge overhead packing pattern position proposal pruning rank recipe
     residual schedule score seed shard source step streaming surprise target tile transposed
     trapezoid value weights window
