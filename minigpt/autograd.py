@@ -79,8 +79,8 @@ class Value:
 
     __radd__, __rmul__ = __add__, __mul__
 
-    def backward(self) -> None:
-        "Add to every part's grad how fast this number moves with it (Rumelhart et al. 1986)."
+    def walk(self) -> list["Value"]:
+        "This number and all that it was made of, each once, every one after its parts."
         order: list[Value] = []
         seen: set[int] = set()
         waiting = [(self, False)]
@@ -92,6 +92,11 @@ class Value:
                 seen.add(id(node))
                 waiting.append((node, True))
                 waiting += [(part, False) for part, _ in node.made_of]
+        return order
+
+    def backward(self) -> None:
+        "Add to every part's grad how fast this number moves with it (Rumelhart et al. 1986)."
+        order = self.walk()
         for node in order:
             if node.made_of:                     # leaves keep what they have, and get more
                 node.grad = 0.0

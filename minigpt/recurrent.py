@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .bigram import LETTERS, letter_ids
+from .neural_letters import check_training
 
 State = Tensor | tuple[Tensor, Tensor]           # (B, H) each; an LSTM carries two
 
@@ -156,9 +157,7 @@ def train_names(
     seed: int = 0,            # of the batches
 ) -> Iterator[float]:         # each batch's loss in bits a letter
     "Adam with clipped gradients on whole names, a step at a time."
-    if not (lr > 0 and math.isfinite(lr)) or steps < 1 or batch_size < 1:
-        raise ValueError(f"lr={lr} must be a number above 0; steps={steps} and "
-                         f"batch_size={batch_size} must be at least 1")
+    check_training(steps, lr, batch_size)
     read, after = name_rows(names)
     rng, optimizer = torch.Generator().manual_seed(seed), torch.optim.Adam(model.parameters(), lr)
     for step in range(steps):

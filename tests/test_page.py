@@ -261,7 +261,7 @@ def worked_out(text: str, numbers: dict[str, float]) -> dict:
     drawn = still_graph.read("; ".join([text.rstrip(";"), *letters]))
     assert math.isclose(drawn.data, root.data, rel_tol=1e-12)
     places, picture = still_graph.layout(drawn)[0], []
-    for node in still_graph.walk(drawn):
+    for node in drawn.walk():
         made_as = still_graph.formula(node) if node.made_of else ""
         picture.append([node.name or made_as or still_graph.plain(node.data), made_as,
                         places[id(node)].level, places[id(node)].y])

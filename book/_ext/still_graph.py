@@ -59,19 +59,6 @@ def read(text: str) -> Value:
     return root
 
 
-def walk(root: Value) -> list[Value]:
-    "Everything after its parts, in the order of `Value.backward`."
-    order, seen, waiting = [], set(), [(root, False)]
-    while waiting:
-        node, parts_done = waiting.pop()
-        if parts_done:
-            order.append(node)
-        elif id(node) not in seen:
-            seen.add(id(node))
-            waiting += [(node, True), *((part, False) for part, _ in node.made_of)]
-    return order
-
-
 class Place:
     "Where a value stands, or where a line passes by a column."
 
@@ -82,7 +69,7 @@ class Place:
 
 def layout(root: Value) -> tuple[dict[int, Place], list[dict], list[list[Place]]]:
     "As `layout` in graph.js: places by the id of their value, lines, columns."
-    order, lines, steps = walk(root)[::-1], [], {}
+    order, lines, steps = root.walk()[::-1], [], {}
     for node in order:
         steps[id(node)] = 1 + max((x["steps"] for x in lines if x["part"] is node), default=-1)
         lines += [dict(node=node, part=part, slope=slope, slot=slot, steps=steps[id(node)])
