@@ -51,10 +51,11 @@ def chat_example(
     messages: Sequence[Message],     # a whole conversation
 ) -> Example:                        # the assistant's turns count, with the marker that ends each
     "A conversation to learn from. What users type stays text: no marker can be forged."
+    # a blank before each turn's text, so that its first word is the token that it is elsewhere
     check_messages(messages)
     ids, learn = [tokenizer.end_of_text], [False]
     for message in messages:
-        said = [*tokenizer.encode(message["content"]), tokenizer.special[END_OF_TURN]]
+        said = [*tokenizer.encode(" " + message["content"]), tokenizer.special[END_OF_TURN]]
         ids += [tokenizer.special[ROLES[message["role"]]], *said]
         learn += [False, *[message["role"] == "assistant"] * len(said)]
     return Example(ids, learn)
@@ -101,4 +102,4 @@ def replies(
         some = [chat_ids(tokenizer, messages) for messages in conversations[i:i + 32]]
         said += complete_batch(model, tokenizer, some, max_tokens, list(rules) or [temperature(0)],
                                range(seed + i, seed + i + len(some)))
-    return [completion.text for completion in said]
+    return [completion.text.removeprefix(" ") for completion in said]

@@ -63,10 +63,13 @@ REQUESTS = sections("""
 - {name} had {first} and lost {b}. How many are left?
 # switch
 - And {name}? / What about {name}? / And what about {name}? / The same for {name}, please.
+  And for {name}? / The same question about {name}. / Now {name}. / And how about {name}?
 - How about {name}? / Now the same for {name}.
 # meant
 - I meant {name}. / No, I meant {name}. / Sorry, I meant {name}. / Not {before}. I meant {name}.
-- Excuse me, I was asking about {name}. / Oh, I wanted to ask about {name}.
+  I was asking about {name}. / I wanted to know it of {name}, not {before}. / Excuse me: {name}.
+  Oh, I meant to ask about {name}.
+- Excuse me, I meant {name}. / I wanted to ask about {name}.
 # doubt
 - Are you sure? / Really? / Is that right? / I do not believe it.
 - Are you certain? / Is that true?
@@ -75,7 +78,8 @@ REQUESTS = sections("""
 - But somebody told me that it is {wrong}. / I thought it was {wrong}.
 # stranger's fact
 - What is {name}'s {unknown}? / Tell me {name}'s {unknown}. / Do you know {name}'s {unknown}?
-- Can you tell me {name}'s {unknown}?
+  What is the {unknown} of {name}? / I would like to know {name}'s {unknown}.
+- Can you tell me {name}'s {unknown}? / Please tell me {name}'s {unknown}.
 """)
 
 # %% ../nbs/69_how_the_town_talks.ipynb #manners
@@ -83,56 +87,76 @@ REQUESTS = sections("""
 MANNERS = sections("""
 # short
 - Answer in as few words as possible. / Be brief. / Give short answers. / Use very few words.
-  Keep your answers short.
-- Answer briefly. / Say no more than you must.
+  Keep your answers short. / Short answers, please. / No long answers. / Be as brief as you can.
+  Answer with a word or two. / Do not say more than you need to. / You are a man of few words.
+  Say as little as you can. / Please be short. / Just the fact, no sentences.
+- Answer briefly. / Please keep it short. / Use as few words as you can.
 # full
 - Answer in whole sentences. / Use full sentences. / Always answer with a sentence.
-- Please speak in complete sentences.
+  Speak in whole sentences. / Please answer in full sentences. / No short answers, please.
+  Give every answer as a sentence. / Write whole sentences. / You like whole sentences.
+- Please use whole sentences. / Always speak in full sentences.
 # json
 - Answer in JSON. / Always answer in JSON. / Give every answer as JSON. / Reply with JSON only.
-- Use JSON for your answers. / Write each answer as JSON.
+  JSON only, please. / All answers are JSON. / Speak JSON. / A program reads your answers.
+  Use nothing but JSON. / You are a JSON server. / Output JSON. / Return JSON and nothing else.
+- Use JSON for your answers. / Please reply in JSON. / Write each answer as JSON.
 # warm
 - Be warm. / Be kind and friendly. / Answer like a good friend. / Speak in a friendly way.
-- Be nice to whoever asks. / Be a friendly helper.
+  Be nice to people. / You are a warm and friendly helper. / Be kind to whoever asks.
+  Answer with a warm word. / Please be friendly. / You are kind. / Talk like a friend.
+- Be friendly. / Be a kind helper. / Please be warm and kind.
 # sailor
 - Answer like a sailor. / Talk like an old sailor. / You are a sailor. / You are the town's sailor.
-- Speak as sailors do. / Pretend to be a sailor.
+  Speak like a sailor. / You are an old sailor. / Talk as sailors talk. / Be a sailor.
+  Greet people like a sailor. / You have been at sea all your life, sailor.
+- Speak as sailors do. / Pretend to be a sailor. / Answer as an old sailor would.
 """)
 WISHES = sections("""
 # short
-- In a few words: / Briefly: / In short: / Just a word, please:
-- Very briefly: / As short as you can:
+- In a few words: / Briefly: / In short: / Just a word, please: / In a word: / Short answer:
+  As briefly as you can: / Be brief: / Quickly, in a word or two:
+- Very briefly: / In a word or two: / Please be brief:
 # full
-- In a whole sentence: / In a sentence: / Please answer with a full sentence:
-- In one complete sentence:
+- In a whole sentence: / In a sentence: / Please answer with a full sentence: / With a sentence:
+  In one sentence, please: / Full sentence, please: / Use a whole sentence:
+- In one whole sentence: / Please use a full sentence:
 # json
-- In JSON: / As JSON: / Answer in JSON: / Give me JSON:
-- Please reply in JSON: / JSON, please:
+- In JSON: / As JSON: / Answer in JSON: / Give me JSON: / JSON only: / Return JSON:
+  I need it in JSON: / For my program, in JSON:
+- Please reply in JSON: / JSON, please: / Please give me JSON:
 """)
 SMALL_TALK = sections("""
 # hello
-- Hello! / Hi. / Good morning! / Good evening. / Hello there! / Hi, how are you?
+- Hello! / Hi. / Good morning! / Good evening. / Hello there! / Good afternoon! / Hi there! / Hey!
+  Good day to you. / Hello, my friend.
 - Good day! / Hey there!
 - Hello! What would you like to know about Tinytown?
 # name
-- Who are you? / What are you? / What is your name? / Are you a person?
-- What should I call you? / Are you human?
+- Who are you? / What are you? / What is your name? / Are you a person? / Do you have a name?
+  Tell me about yourself. / Are you a robot? / Who is there? / Are you real? / Are you a machine?
+- Do you have a name, too? / Who am I talking to? / Are you human?
 - I am a small language model, and I know the people of Tinytown.
 # able
-- What can you do? / How can you help me? / What do you know? / Can you help me?
-- What are you good at?
+- What can you do? / How can you help me? / What do you know? / Can you help me? / Help!
+  What may I ask you? / What can I ask? / What are you able to do? / I need help.
+  What do you know about? / How does this work?
+- What can you help me with? / What should I ask you?
 - I can tell you about the people of Tinytown, read a note, tell a story, and do small sums.
 # thanks
-- Thank you! / Thanks. / Thank you very much. / That helps, thank you.
+- Thank you! / Thanks. / Thank you very much. / That helps, thank you. / Thanks a lot! / Great!
+  That is kind of you. / Perfect, thank you. / Wonderful. / Thank you, that is all I need.
 - Many thanks! / How kind of you.
 - You are welcome!
 # bye
-- Goodbye! / Bye. / See you later. / That is all for today.
-- Until tomorrow! / So long!
+- Goodbye! / Bye. / See you later. / That is all for today. / Good night! / I have to go. / Bye bye!
+  See you soon. / See you tomorrow. / Farewell!
+- Goodbye for now. / See you!
 - Goodbye! Come back to Tinytown soon.
 # well
-- How are you? / Are you well today? / How do you feel?
-- How is it going?
+- How are you? / Are you well today? / How do you feel? / How are you today? / Are you well?
+  Hi, how are you? / How are things? / Hello, how are you? / Are you happy?
+- How are you doing? / How do you feel today?
 - I am well, thank you. What would you like to know?
 """)
 UNKNOWN = ("shoe size", "birthday", "phone number", "last name", "favourite song", "mother",
@@ -195,6 +219,9 @@ class Exchange:
     ) -> bool:                # True: the fact is right, and so is the manner
         "Whether a reply will do. Where no fact is asked for, only the town's own reply will."
         reply = reply.strip()
+        if self.kind == "sum" and self.manner not in ("json", "short"):
+            made = re.match("[^=]*= [0-9]+", self.without_opening(self.reply))
+            return bool(made) and self.without_opening(reply).startswith(made[0])
         if self.manner in ("json", "short") or not self.question:
             return reply.rstrip(".") == self.reply.rstrip(".")
         if self.manner in OPENINGS and not reply.startswith(OPENINGS[self.manner]):
