@@ -247,7 +247,7 @@ def steps_done(folder: str | Path) -> int:      # 0 for a run that has no checkp
 # %% ../nbs/46_recipe.ipynb #is-started
 def is_started(folder: str | Path) -> bool:
     "Whether a folder holds a run or anything else that is not ours to write over."
-    ours = {"train.npy", "validation.npy", "examples.safetensors", "tokenizer.json",
+    ours = {"train.npy", "validation.npy", "examples.json", "tokenizer.json",
             "config.json", "run.lock"}
     folder = Path(folder)            # what a preparation leaves that was stopped before its end
     return folder.exists() and any(
@@ -328,7 +328,7 @@ def saved_run(
     tensorboard: bool = False,                  # write TensorBoard's files, too
     world: World = ALONE,                       # the processes that share the work
 ) -> Iterator[Report]:                          # one report a step; closing the iterator saves
-    "Any training, made safe: log, look and save at intervals, and go on from the newest checkpoint."
+    "Any training, made safe: go on from the newest checkpoint; log, look and save at intervals."
     done = saved = n_tokens = 0
     if checkpoints_in(folder):
         done = saved = load_checkpoint(checkpoints_in(folder)[-1], model, optimizers)["step"]
