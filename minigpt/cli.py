@@ -460,8 +460,8 @@ def build_parser() -> Parser:     # knows every command and option
     length = sub.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="optimizer steps; those of the epochs by default")
     length.add_argument("--epochs", type=float, help="times that each example is seen (default: 3)")
-    sub.add_argument("--lr", type=float, help="AdamW's peak rate (default: 0.0003)")
-    sub.add_argument("--batch-size", type=int, help="packed rows in a step (default: 8; few "
+    sub.add_argument("--lr", type=float, help="AdamW's peak rate (default: 0.0005)")
+    sub.add_argument("--batch-size", type=int, help="packed rows in a step (default: 4; few "
                      "examples give fewer)")
     sub.add_argument("--context-length", type=int, help="tokens in a row; by default what the "
                      "examples need")

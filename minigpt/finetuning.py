@@ -299,7 +299,8 @@ def old_text(
 ) -> list[Example]:           # whole documents, to learn all of
     "What the model has learned before, or something like it."
     documents = documents_of(Recipe()) if source == "tinytown" else read_documents(source)
-    pool, chosen, left = text_for_tokenizer(documents, 10**9, 32 * n_tokens), [], n_tokens
+    letters = 100_000 + 32 * n_tokens             # several times as much, to choose from
+    pool, chosen, left = text_for_tokenizer(documents, letters, letters), [], n_tokens
     random.Random(seed).shuffle(pool)
     for document in pool:
         example = text_example(tokenizer, document)
@@ -364,7 +365,7 @@ class Tuning:
     context_length: int | None = None   # T: tokens in a row; None: what the examples need
     skip_long: bool = False             # leave out examples that do not fit, and say so
     optimizer: Mover = "adamw"          # AdamW alone, or Muon for the matrices of the blocks
-    lr: float = 3e-4                    # peak rate
+    lr: float = 5e-4                    # peak rate
     weight_decay: float = 0.0           # for what `adamw_for` or `muon_for` lets decay
     warmup: float = 0.1                 # share of the steps; then the rate falls to 0
     max_grad_norm: float = 1.0          # longer gradients are shortened
