@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FORMS', 'KEYS', 'Chat', 'Mover', 'Example', 'text_example', 'answer_example', 'Batch', 'answer_loss', 'pack',
            'Packed', 'example_of', 'numbered_examples', 'read_examples', 'asked', 'check_examples', 'hold_out',
-           'answer_nats', 'old_text', 'names_like', 'freeze', 'Tuning', 'write_tuning', 'read_tuning', 'save_examples',
-           'load_examples', 'is_theirs', 'fitting', 'optimizers_for', 'gather', 'prepare_tuning', 'save_tuned', 'tune']
+           'answer_nats', 'old_text', 'names_like', 'freeze', 'Tuning', 'read_tuning', 'load_examples', 'is_theirs',
+           'fitting', 'optimizers_for', 'gather', 'prepare_tuning', 'save_tuned', 'tune']
 
 # %% ../nbs/71_finetuning.ipynb #imports
 import json
@@ -33,7 +33,7 @@ from .model import GPT
 from .optim import adamw_for, muon_for, trapezoid
 from .recipe import Recipe, Report, documents_of, saved_run, text_for_tokenizer
 from .training import train
-from .weights import checkpoint_folder, family_for, read_json, to_huggingface
+from .weights import checkpoint_folder, family_for, read_json, to_huggingface, write_json
 
 # %% ../nbs/71_finetuning.ipynb #example
 class Example(NamedTuple):
@@ -191,7 +191,7 @@ def numbered_examples(
     chat: Chat | None = None,     # for rows with messages
 ) -> Iterator[tuple[str, Example]]:      # where it stands, and the example
     "Your own examples. A ValueError names the file, the line and the remedy."
-    path, n = Path(path), 0
+    path = Path(path)
     if path.suffix.lower() != ".jsonl" or not path.is_file():
         for n, text in enumerate(read_documents(path), 1):
             yield f"{path}, document {n}", text_example(tokenizer, text)
@@ -240,20 +240,21 @@ def check_examples(
     longest = max(long, key=lambda i: len(training[i].ids), default=0)
     silent = [i for i, example in enumerate(training) if not any(example.learn[1:])]
     if copies:
-        found.append(f"{len(copies)} of {len(training)} examples are copies of others, "
-                     f"such as example {copies[0]}, which counts twice")
+        found.append(f"copies of other examples: {len(copies)} of {len(training)}, the first is "
+                     f"example {copies[0]}; a copy counts twice")
     if several:
-        found.append(f"{several} prompts have different answers, so that none of them is sure")
+        found.append(f"prompts with different answers: {several}; the model cannot be sure of one")
     if leaked:
-        found.append(f"{len(leaked)} of {len(held_out)} held-out prompts are trained on, such as "
-                     f"that of held-out example {leaked[0]}: what they show is memory")
+        found.append(f"held-out prompts that are trained on: {len(leaked)} of {len(held_out)}, the "
+                     f"first is that of held-out example {leaked[0]}; these tests show memory")
     if long:
-        found.append(f"{len(long)} examples do not fit context_length={context_length}; the "
+        found.append(f"examples that do not fit context_length={context_length}: {len(long)}, the "
                      f"longest is example {longest} with {len(training[longest].ids)} tokens")
     if silent:
-        found.append(f"in {len(silent)} examples no token counts, such as example {silent[0]}")
+        found.append(f"examples in which no token counts: {len(silent)}, the first is example "
+                     f"{silent[0]}; nothing can be learned from them")
     n, counted = (sum(len(e.ids) for e in training), sum(sum(e.learn) for e in training))
-    return [*found, f"{counted:,} of {n:,} tokens count ({counted / max(1, n):.0%})"]
+    return [*found, f"tokens that count: {counted:,} of {n:,}, {counted / max(1, n):.0%}"]
 
 # %% ../nbs/71_finetuning.ipynb #hold-out
 def hold_out(
@@ -293,7 +294,7 @@ def answer_nats(
 def old_text(
     source: str | Path,       # "tinytown", or a file or folder of text
     tokenizer: AnyTokenizer,
-    n_tokens: int,            # wanted; at most so many come
+    n_tokens: int,            # wanted, about
     longest: int,             # tokens of a document; longer ones are left out
     seed: int = 0,            # another seed, other documents
 ) -> list[Example]:           # whole documents, to learn all of
@@ -304,7 +305,7 @@ def old_text(
     random.Random(seed).shuffle(pool)
     for document in pool:
         example = text_example(tokenizer, document)
-        if len(example.ids) <= min(longest, left):
+        if len(example.ids) <= min(longest, 2 * left):       # nearer with it than without
             chosen.append(example)
             left -= len(example.ids)
         if left < n_tokens / 100:
@@ -361,7 +362,7 @@ class Tuning:
     replay_share: float = 0.25          # of an epoch's tokens that are old text
     steps: int | None = None            # optimizer steps; None: as many as the epochs need
     epochs: float = 3.0                 # times that each example is seen, if steps is None
-    batch_size: int = 8                 # packed rows in a step; few examples give fewer
+    batch_size: int = 4                 # packed rows in a step; few examples give fewer
     context_length: int | None = None   # T: tokens in a row; None: what the examples need
     skip_long: bool = False             # leave out examples that do not fit, and say so
     optimizer: Mover = "adamw"          # AdamW alone, or Muon for the matrices of the blocks
@@ -388,16 +389,7 @@ class Tuning:
             raise ValueError(f"optimizer={self.optimizer!r} is unknown; "
                              f"choose from {', '.join(get_args(Mover))}")
 
-# %% ../nbs/71_finetuning.ipynb #write-tuning
-def write_tuning(
-    folder: str | Path,       # a run's folder
-    tuning: Tuning,
-) -> None:
-    "Write tuning.json."
-    text = json.dumps(asdict(tuning), indent=2, default=str) + "\n"
-    write_whole(Path(folder) / "tuning.json", lambda p: p.write_text(text, encoding="utf-8"))
-
-
+# %% ../nbs/71_finetuning.ipynb #read-tuning
 def read_tuning(
     folder: str | Path,       # as `prepare_tuning` left it
 ) -> Tuning:
@@ -412,21 +404,11 @@ def read_tuning(
         raise ValueError(f"{path} is not a whole recipe ({type(e).__name__}: {e}); "
                          "start the fine-tuning again") from e
 
-# %% ../nbs/71_finetuning.ipynb #save-examples
-def save_examples(
-    path: Path,
-    parts: dict[str, list[Example]],     # "training" and "held_out"
-    notes: list[str],
-) -> None:
-    "Write examples as ids, and what was noticed about them, into one file."
-    text = json.dumps({"notes": notes, **parts})
-    write_whole(path, lambda p: p.write_text(text, encoding="utf-8"))
-
-
+# %% ../nbs/71_finetuning.ipynb #load-examples
 def load_examples(
-    path: Path,               # a file that save_examples wrote
+    path: Path,               # the examples.json of a run's folder
 ) -> tuple[list[Example], list[Example], list[str]]:     # to train on, to look at; the notes
-    "Read them back. A ValueError says that the file is not whole."
+    "What a run learns from, as ids. A ValueError says that the file is not whole."
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         training, held_out = ([Example(*row) for row in saved[name]]
@@ -495,8 +477,8 @@ def gather(
     T = tuning.context_length or min(most, max(256, *(len(e.ids) - 1 for e in examples)))
     notes = check_examples(new, held_out, T)
     if long:
-        notes.append(f"{len(long)} examples of more than {most + 1} tokens are left out, the first "
-                     f"at {long[0]}")
+        notes.append(f"examples of more than {most + 1} tokens, left out: {len(long)}, the first "
+                     f"is {long[0]}")
     if not held_out:
         notes.append("no examples are held out" + (
             ": fewer than 10 are different" if tuning.held_out else ""))
@@ -507,8 +489,8 @@ def gather(
     n_new, share = sum(len(example.ids) for example in new), tuning.replay_share
     old = old_text(tuning.replay, tokenizer, round(n_new * share / (1 - share)), T + 1, tuning.seed)
     n_old = sum(len(example.ids) for example in old)
-    notes.append(f"{len(old)} old documents from {tuning.replay} are {n_old / (n_old + n_new):.0%} "
-                 "of the tokens")
+    notes.append(f"old documents from {tuning.replay}: {len(old)}, with "
+                 f"{n_old / (n_old + n_new):.0%} of the tokens")
     return {"training": new + old, "held_out": held_out}, T, notes
 
 
@@ -529,14 +511,17 @@ def prepare_tuning(
     n_rows = len(pack([len(example.ids) for example in parts["training"]], T + 1))
     batch_size = min(tuning.batch_size, n_rows)
     steps = tuning.steps or math.ceil(tuning.epochs * n_rows / batch_size)
+    paths = {name: str(value) for name in ("data", "base", "replay")
+             if (value := getattr(tuning, name)) is not None}
     tuning = replace(tuning, fingerprint=fingerprint(dict(model.named_parameters())),
-                     context_length=T, batch_size=batch_size, steps=steps)
+                     context_length=T, batch_size=batch_size, steps=steps, **paths)
     folder.mkdir(parents=True, exist_ok=True)
-    save_examples(folder / "examples.json", parts, notes)
+    text = json.dumps({"notes": notes, **parts})
+    write_whole(folder / "examples.json", lambda p: p.write_text(text, encoding="utf-8"))
     if not theirs:                                    # so that `load` opens a run under way
         write_whole(folder / "config.json", model.cfg.save)
         write_whole(folder / "tokenizer.json", tokenizer.save)
-    write_tuning(folder, tuning)
+    write_json(folder / "tuning.json", asdict(tuning))
     return tuning, notes
 
 # %% ../nbs/71_finetuning.ipynb #tune
@@ -550,7 +535,7 @@ def save_tuned(
     "Write a model of ours as ours, and one of a Hugging Face checkpoint as theirs."
     if not is_theirs(tuning.base):
         about = {"tuning": asdict(tuning), "validation": validation}
-        save_model(folder, model, tokenizer, json.loads(json.dumps(about, default=str)))
+        save_model(folder, model, tokenizer, about)
     elif not (folder / "config.json").is_file():      # it comes last: without it, none is whole
         for unfinished in folder.glob("model*.safetensors"):
             unfinished.unlink()

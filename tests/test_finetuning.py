@@ -1,4 +1,4 @@
-"Laws of fine-tuning: texts in a row are strangers, answers count, what is frozen rests, a kill costs nothing."
+"Laws of fine-tuning: texts in a row are strangers, only answers count, a kill costs nothing."
 import json
 import os
 import re
@@ -204,11 +204,11 @@ def test_findings_are_plain_sentences(tokenizer):
     rosa, tom = (answer_example(tokenizer, "Rosa?", text) for text in (" Tom.", " Rosa."))
     long, mute = text_example(tokenizer, "Tom baked. " * 9), Example([1, 2, 3], [False] * 3)
     found = check_examples([rosa, rosa, tom, long, mute], [rosa], 16)
-    for words in ("1 of 5 examples are copies", "such as example 1", "1 prompts have different",
-                  "1 of 1 held-out prompts are trained on", "example 3 with", "context_length=16",
-                  "in 1 examples no token counts, such as example 4"):
+    for words in ("copies of other examples: 1 of 5, the first is example 1", "answers: 1;",
+                  "held-out prompts that are trained on: 1 of 1", "example 3 with",
+                  "context_length=16: 1", "no token counts: 1, the first is example 4"):
         assert any(words in sentence for sentence in found), (words, found)
-    assert len(found) == 6 and re.fullmatch(r"\d+ of \d+ tokens count \(\d+%\)", found[-1])
+    assert len(found) == 6 and re.fullmatch(r"tokens that count: \d+ of \d+, \d+%", found[-1])
     texts = [text_example(tokenizer, text) for text in ("Rosa", "Tom")]
     assert check_examples(texts, [text_example(tokenizer, "cake")], 16) == [
         check_examples(texts, [], 16)[-1]]                    # they only share the first marker
@@ -227,7 +227,7 @@ def test_prompts_are_held_out_not_examples(tokenizer):
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.75])
 def test_the_share_of_old_text_is_that_of_the_tokens(share, tmp_path):
-    data = write_rows(tmp_path / "a.jsonl", questions(200))
+    data = write_rows(tmp_path / "a.jsonl", questions(400))
     tuning = Tuning(str(data), replay="tinytown", replay_share=share)
     for folder in ("one", "two"):
         prepare_tuning(tmp_path / folder, tuning)
@@ -480,7 +480,8 @@ def test_long_examples_are_named_or_left_out(run, places, saved, tmp_path):
                                    error)
     code, _, errors = run("finetune", "--data", places / "long.jsonl", "--checkpoint", saved,
                           "--out", tmp_path / "run", "--skip-long", "--steps", 2)
-    assert code == 0 and errors == [] and "1 examples of more than 33 tokens are left out" in run.err
+    assert code == 0 and errors == []
+    assert "examples of more than 33 tokens, left out: 1, the first is " in run.err
 
 
 def test_it_learns_and_says_how_to_try_it(run, saved, tmp_path):
