@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'CHANGES', 'TUNES', 'prompt_of', 'print_stream', 'generate_command', 'ask_command', 'tokenize_command',
-           'info_command', 'eval_command', 'check_minutes', 'changed', 'given', 'refuse_changes', 'refuse_started',
+           'info_command', 'eval_command', 'check_minutes', 'given', 'refuse_changes', 'refuse_started', 'changed',
            'choose_recipe', 'stop_signal', 'progress_line', 'follow', 'train_command', 'choose_tuning',
            'finetune_command', 'plan_command', 'recipes_command', 'Parser', 'build_parser', 'main']
 
@@ -129,25 +129,6 @@ def check_minutes(minutes: float) -> None:
     if not 0 < minutes < math.inf:
         raise ValueError(f"--minutes {minutes} must be above 0")
 
-# %% ../nbs/88_cli.ipynb #sizes
-SIZES = ("n_layer", "n_head", "n_kv_head", "d_model", "d_ff", "context_length")
-CHANGES = ("data", "steps", "batch_size", "lr", "adamw_lr", "vocab_size", "seed", "precision")
-
-
-def changed(
-    base: object,                  # a Recipe
-    args: argparse.Namespace,
-) -> object:                       # the recipe with what the options change in it
-    "Replace what was asked for; a size that was not named follows those that were."
-    from minigpt.config import check_numbers
-    asked, sizes = given(args, CHANGES), given(args, SIZES)
-    check_numbers({name: asked[name] for name in ("lr", "adamw_lr") if name in asked}, whole=False)
-    if "d_model" in sizes:
-        sizes.setdefault("d_ff", max(16, round(sizes["d_model"] * 8 / 3 / 16) * 16))
-    if "n_head" in sizes:
-        sizes.setdefault("n_kv_head", sizes["n_head"] // (2 - sizes["n_head"] % 2))
-    return replace(base, **asked, model=replace(base.model, **sizes))
-
 # %% ../nbs/88_cli.ipynb #given
 def given(
     args: argparse.Namespace,
@@ -175,6 +156,25 @@ def refuse_started(folder: Path) -> None:
     if is_started(folder):
         raise ValueError(f'{folder} is not empty; go on with --resume "{folder}", '
                          "or choose another --out")
+
+# %% ../nbs/88_cli.ipynb #sizes
+SIZES = ("n_layer", "n_head", "n_kv_head", "d_model", "d_ff", "context_length")
+CHANGES = ("data", "steps", "batch_size", "lr", "adamw_lr", "vocab_size", "seed", "precision")
+
+
+def changed(
+    base: object,                  # a Recipe
+    args: argparse.Namespace,
+) -> object:                       # the recipe with what the options change in it
+    "Replace what was asked for; a size that was not named follows those that were."
+    from minigpt.config import check_numbers
+    asked, sizes = given(args, CHANGES), given(args, SIZES)
+    check_numbers({name: asked[name] for name in ("lr", "adamw_lr") if name in asked}, whole=False)
+    if "d_model" in sizes:
+        sizes.setdefault("d_ff", max(16, round(sizes["d_model"] * 8 / 3 / 16) * 16))
+    if "n_head" in sizes:
+        sizes.setdefault("n_kv_head", sizes["n_head"] // (2 - sizes["n_head"] % 2))
+    return replace(base, **asked, model=replace(base.model, **sizes))
 
 # %% ../nbs/88_cli.ipynb #choose-recipe
 def choose_recipe(
