@@ -174,7 +174,12 @@ def example_of(
     if forms == ["messages"]:
         if chat is None:
             raise ValueError("messages need a chat template, and none is given")
-        return chat(row["messages"])
+        talk = row["messages"]
+        if not (isinstance(talk, list) and talk and all(isinstance(message, dict) and all(
+                isinstance(message.get(key), str) for key in ("role", "content"))
+                for message in talk)):
+            raise ValueError('"messages" is not a list of {"role": "...", "content": "..."}')
+        return chat(talk)
     for key in KEYS[forms[0]]:
         if not isinstance(row.get(key), str):
             raise ValueError(f'"{key}" is {repr(row[key])[:40]}, not text' if key in row else

@@ -200,6 +200,15 @@ def test_a_line_that_is_no_example_is_named(tokenizer, tmp_path, line, named):
     assert '{"prompt": "...", "completion": "..."}' in said
 
 
+@pytest.mark.parametrize("messages", [[], "hello", ["hello"], [{"role": "user"}],
+                                      [{"role": "user", "content": 7}]], ids=str)
+def test_messages_that_are_none_are_named_before_the_template_sees_them(tokenizer, tmp_path,
+                                                                        messages):
+    path = write_rows(tmp_path / "a.jsonl", [{"messages": messages}])
+    with pytest.raises(ValueError, match="line 1: \"messages\" is not a list of"):
+        read_examples(path, tokenizer, lambda messages: 1 / 0)
+
+
 def test_findings_are_plain_sentences(tokenizer):
     rosa, tom = (answer_example(tokenizer, "Rosa?", text) for text in (" Tom.", " Rosa."))
     long, mute = text_example(tokenizer, "Tom baked. " * 9), Example([1, 2, 3], [False] * 3)
