@@ -289,7 +289,7 @@ def choose_tuning(
     args: argparse.Namespace,
 ) -> tuple:                  # a Tuning and the Path of its folder
     "The fine-tuning that the options describe, prepared in its folder."
-    from minigpt.finetuning import Tuning, prepare_tuning, read_tuning
+    from minigpt.tuning import Tuning, prepare_tuning, read_tuning
     if args.resume:
         refuse_changes(args, ("checkpoint", "out", *TUNES), "tuning.json")
         return read_tuning(args.resume), Path(args.resume)
@@ -306,7 +306,7 @@ def choose_tuning(
 def finetune_command(args: argparse.Namespace) -> None:
     "Fine-tune a model and show it; Ctrl-C saves and says how to go on."
     from minigpt.distributed import join_world
-    from minigpt.finetuning import tune
+    from minigpt.tuning import tune
     from minigpt.recipe import steps_done
     with join_world(device=args.device) as world:
         if world.size > 1:
