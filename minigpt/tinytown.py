@@ -1687,6 +1687,7 @@ class Tinytown:
         self,
         name: str,                # of a person, or of a pet for the relation "owner"
         relation: str,            # a key of QUESTIONS
+        whole: bool = False,      # in a whole sentence: "Rosa is a baker."
     ) -> str:                     # "a baker", "Mill Lane"
         "Look up a fact."
         if relation not in QUESTIONS:
@@ -1695,7 +1696,7 @@ class Tinytown:
         if person not in self._facts:
             raise ValueError(f"nobody in this town is called {name!r}; see Tinytown.people")
         scene = Scene(Chooser(random.Random(0)), self._facts[person], self._facts)
-        return scene.say(SHORT_ANSWERS[relation])
+        return scene.say((ANSWERS if whole else SHORT_ANSWERS)[relation])
 
     def stranger(
         self,
