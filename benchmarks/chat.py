@@ -13,18 +13,17 @@ import platform
 import random
 import time
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import torch
 
 from minigpt import GPT, load, save_model
 from minigpt.chat import add_chat_tokens, chat_example, replies
+from minigpt.checkpoint import shipped_model
 from minigpt.conversations import CHAT_EXAMS, chat_exam, conversation
 from minigpt.evaluation import wilson
 from minigpt.finetuning import Example, Packed, answer_loss, text_example
 from minigpt.loss import document_loss
-from minigpt.checkpoint import shipped_model
 from minigpt.optim import muon_for, trapezoid
 from minigpt.tinytown import Chooser, Tinytown
 from minigpt.tokenizer import Tokenizer
@@ -129,7 +128,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--ship", action="store_true", help="measure it and put it into the package")
+    parser.add_argument("--ship", action="store_true", help="measure it, and ship it")
     args = parser.parse_args()
     if args.ship:
         ship(args.folder)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'Message', 'CHAT_TEMPLATE', 'check_messages', 'chat_example', 'chat_ids', 'add_chat_tokens', 'replies',
-           'has_markers', 'open_messages', 'save_messages', 'turns_to_leave_out', 'Chat']
+           'without_blank', 'has_markers', 'open_messages', 'save_messages', 'turns_to_leave_out', 'Chat']
 
 # %% ../nbs/72_chat.ipynb #imports
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,7 +108,19 @@ def replies(
         some = [chat_ids(tokenizer, messages) for messages in conversations[i:i + 32]]
         said += complete_batch(model, tokenizer, some, max_tokens, rules,
                                range(seed + i, seed + i + len(some)))
-    return [completion.text.removeprefix(" ") for completion in said]
+    return ["".join(without_blank([completion.text])) for completion in said]
+
+
+def without_blank(
+    pieces: Iterable[str],           # of an answer, in their order
+) -> Iterator[str]:                  # none of them empty
+    "An answer without the blank that stands before each turn's text."
+    began = False
+    for piece in pieces:
+        piece = piece if began else piece.removeprefix(" ")
+        began = True
+        if piece:
+            yield piece
 
 # %% ../nbs/72_chat.ipynb #has-markers
 def has_markers(
@@ -127,9 +139,9 @@ CHAT_TEMPLATE = """\
     {%- endif %}
     {{- '<|' ~ message.role ~ '|>' }}
     {%- if message.role == 'assistant' %}
-        {%- generation %}{{ message.content ~ '<|end|>' }}{% endgeneration %}
+        {%- generation %}{{ ' ' ~ message.content ~ '<|end|>' }}{% endgeneration %}
     {%- else %}
-        {{- message.content ~ '<|end|>' }}
+        {{- ' ' ~ message.content ~ '<|end|>' }}
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
@@ -182,7 +194,7 @@ def turns_to_leave_out(
     room: int,                       # tokens that may be read
 ) -> int:                            # the oldest, behind the system's
     "So many that the rest fits, question and answer together; the last turn always stays."
-    sizes = [len(tokenizer.encode(message["content"])) + 2 for message in messages]
+    sizes = [len(tokenizer.encode(" " + message["content"])) + 2 for message in messages]
     total, oldest = sum(sizes) + 2, int(messages[0]["role"] == "system")
     n = 0
     while total > room and oldest + n < len(sizes) - 1:
@@ -199,7 +211,7 @@ class Chat:
         model: GPT,
         tokenizer: AnyTokenizer,         # with the markers of chat
         system: str | None = None,       # what the model is told before all turns
-        max_tokens: int = 120,           # of an answer
+        max_tokens: int = 220,           # of an answer
         temperature: float = 0.0,        # 0 takes the likeliest token; 1 changes nothing
         top_p: float = 1.0,              # keep this much probability; 1 keeps all
         seed: int = 0,                   # of the first answer; the next has the next
@@ -284,7 +296,8 @@ class Chat:
         text, said = Writing(list(ids), rng, len(ids)), {"role": "assistant", "content": ""}
         ends = self.tokenizer.special.values()       # no marker is a word
         drawn = write(self.model, [text], self.max_tokens, self.rules, ends, "stop")
-        for piece in stream_text(self.tokenizer, (i for (i,) in drawn if i is not None)):
+        pieces = stream_text(self.tokenizer, (i for (i,) in drawn if i is not None))
+        for piece in without_blank(pieces):
             if self.asked is not asked:
                 return
             if said["content"].strip() == "" != (said["content"] + piece).strip():

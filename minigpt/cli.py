@@ -584,7 +584,7 @@ def build_parser() -> Parser:     # knows every command and option
             ("--temperature", float, 0.0, "0 takes the likeliest"),
             ("--top-p", float, 1.0, "keep this much probability; 1 keeps all"),
             ("--seed", int, 0, "another seed, other answers; without effect at temperature 0"),
-            ("--max-tokens", int, 120, "of an answer, at most")):
+            ("--max-tokens", int, 220, "of an answer, at most")):
         sub.add_argument(option, type=kind, default=default, help=f"{meaning} (default: {default})")
 
     sub = command("tokenize", tokenize_command, "Show the tokens of a text.")

@@ -15,6 +15,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .tinytown import ANSWERS, ASIDES, DOES_NOT_SAY, HEADS, PRONOUNS, QUESTIONS
 from .tinytown import SHORT_ANSWERS, TALE_ONCE, TALE_ONE_DAY, TALE_TODAY, TALES, WORDS
@@ -78,7 +79,8 @@ REQUESTS = sections("""
 - But somebody told me that it is {wrong}. / I thought it was {wrong}.
 # stranger's fact
 - What is {name}'s {unknown}? / Tell me {name}'s {unknown}. / Do you know {name}'s {unknown}?
-  What is the {unknown} of {name}? / Can you say what {name}'s {unknown} is? / I would like to know {name}'s {unknown}.
+  What is the {unknown} of {name}? / Can you say what {name}'s {unknown} is?
+  I would like to know {name}'s {unknown}.
 - Can you tell me {name}'s {unknown}? / Please tell me {name}'s {unknown}.
 """)
 
@@ -228,7 +230,7 @@ class Exchange:
             return False
         if self.manner == "full" and not (reply.endswith(".") and reply.count(" ") > 1):
             return False
-        return self.question.is_correct(self.without_opening(reply))
+        return reply == self.reply or self.question.is_correct(self.without_opening(reply))
 
     def obeys(
         self,
@@ -283,7 +285,7 @@ class Talk:
         self.manner: str | None = None         # a key of MANNERS that the system asks for
         self.noted = False                     # from a note on, facts are the note's
 
-    def choose(self, options: Sequence, weights: Sequence[float] | None = None):
+    def choose(self, options: Sequence, weights: Sequence[float] | None = None) -> Any:
         "Choose one of them."
         return self.chooser.choose(options, weights)
 
@@ -416,8 +418,8 @@ def sum_(talk: Talk) -> None:
     plus = kind == "more" or kind == "sum" and talk.choose((True, False))
     first, c = (a, a + b) if plus else (a + b, a)
     item = talk.choose(WORDS["item"])
-    user = talk.ask_for(kind, name=talk.somebody(), a=str(first), b=str(b), first=count(first, item),
-                        sign="+" if plus else "-")
+    user = talk.ask_for(kind, name=talk.somebody(), a=str(first), b=str(b),
+                        first=count(first, item), sign="+" if plus else "-")
     made = f"{first} {'+' if plus else '-'} {b} = {c}"
     full = f"{made}." if kind == "sum" else f"{made}, so it is {count(c, item)}."
     talk.about, talk.relation = None, None
@@ -436,12 +438,12 @@ def stranger(talk: Talk) -> None:
     relation = talk.choose(list(QUESTIONS))
     pet = talk.choose(list({p.pet for p in talk.town.people}))
     if relation == "owner":
-        name, reply = talk.choose(talk.town._stray_names), NO_SUCH_PET
+        name, reply = talk.choose(talk.town.stray_names), NO_SUCH_PET
         if not talk.held_out:
             name = talk.choose(HEADS) + talk.choose(("iddle", "ob", "ix", "umps", "ooka", "ary"))
     else:
         note = Note(Scene(talk.chooser, None, talk.people),
-                    talk.town._strangers if talk.held_out else (), False)
+                    talk.town.strangers if talk.held_out else (), False)
         name, reply = note.somebody(False, ()), NOBODY
     he, him, his = PRONOUNS[pronoun_for(name)]
     talk.scene.cast[""] = {"name": name, "he": he, "him": him, "his": his, "pet": pet,
@@ -471,7 +473,7 @@ def elsewhere(talk: Talk) -> None:
 def note(talk: Talk, kind: str | None = None) -> None:
     "A note, and questions that it answers or not; the second one may leave out the name."
     noted = Note(Scene(talk.chooser, None, talk.people),
-                 talk.town._strangers if talk.held_out else (),
+                 talk.town.strangers if talk.held_out else (),
                  talk.choose((True, False), (0.2, 0.8)), talk.held_out)
     text, last, talk.noted = noted.write() + "\n", None, True
     for _ in range(1 if kind else talk.choose((1, 2, 3))):
