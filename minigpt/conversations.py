@@ -244,10 +244,10 @@ class Exchange:
             except (ValueError, AttributeError):
                 return False
         if self.manner == "short":
-            return words <= 4
+            return words <= 5
         if self.manner in OPENINGS:
             return reply.startswith(OPENINGS[self.manner])
-        return words > 2 and reply.endswith(".")
+        return self.manner is None or words > 2 and reply.endswith((".", "!", "?"))
 
     def without_opening(self, reply: str) -> str:
         "The reply without the words that show its manner."
@@ -318,10 +318,12 @@ class Talk:
             manner = self.manner_of(WISHES)            # the last word holds, for one turn
             user = user[4].upper() + user[5:] if user.startswith("And ") else user
             user = f"{self.choose(WISHES[manner][self.held_out])} {user}"
-        if manner == "json" and kind != "story":
+        if kind == "story" and manner not in OPENINGS or manner == "short" and short is None:
+            manner = None                              # what cannot be said so is said plainly
+        if manner == "json":
             reply = json.dumps(fields if fields else {"answer": reply})
         elif manner == "short":
-            reply = short or reply
+            reply = short
         elif manner in OPENINGS:
             reply = f"{self.choose(OPENINGS[manner])} {reply}"
         self.messages.append({"role": "user", "content": user})
