@@ -244,7 +244,7 @@ class Exchange:
             except (ValueError, AttributeError):
                 return False
         if self.manner == "short":
-            return words <= 5
+            return words <= 5 or self.question is None and reply.count(".") == 1
         if self.manner in OPENINGS:
             return reply.startswith(OPENINGS[self.manner])
         return self.manner is None or words > 2 and reply.endswith((".", "!", "?"))
