@@ -619,13 +619,15 @@ class Terminal:
 
     def end(self, keys):
         "The exit code. Python's readline may miss a Ctrl-C that comes as the prompt appears."
-        deadline, typed = time.monotonic() + PATIENCE, -9.0
+        start, at = time.monotonic(), len(self.text)
+        self.type(keys)
+        again = start + 5
         while self.process.poll() is None:
-            assert time.monotonic() < deadline, self.text[-2000:]
-            if time.monotonic() > typed + 5:
-                with suppress(OSError):                  # it has just ended
+            assert time.monotonic() < start + PATIENCE, self.text[-2000:]
+            if time.monotonic() > again and "\n" not in self.text[at:]:     # it shows no reaction
+                with suppress(OSError):
                     self.type(keys)
-                typed = time.monotonic()
+                again = time.monotonic() + 5
             self.more()
         while self.more() and select.select([self.master], [], [], 0)[0]:
             pass
