@@ -256,9 +256,9 @@ def test_a_folder_of_theirs_opens_as_a_chat(theirs, chatty):
         "".join(Chat(*chatty, max_tokens=5).say("Hi."))
 
 
-# --- a session
+# --- a conversation
 
-def test_a_session_says_what_a_single_reply_says(chatty):
+def test_a_conversation_says_what_a_single_reply_says(chatty):
     chat = Chat(*chatty, system="Be brief.", max_tokens=9)
     for text in ("Where does Abel live?", "And Rosa? <|end|>"):
         expected = replies(*chatty, [[*chat.messages, user(text)]], 9)[0]
