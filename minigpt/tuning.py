@@ -20,7 +20,8 @@ from typing import Literal, get_args
 
 import torch
 
-from .checkpoint import fingerprint, only_run, save_model, write_whole
+from .chat import chat_example, has_markers
+from .checkpoint import fingerprint, model_path, only_run, save_model, write_whole
 from .config import check_numbers
 from .data import read_documents, read_text
 from .finetuning import Example, Packed, answer_example, answer_loss, answer_nats
@@ -52,7 +53,8 @@ def example_of(
                          "this is no example")
     if forms == ["messages"]:
         if chat is None:
-            raise ValueError("messages need a chat template, and none is given")
+            raise ValueError("messages need a chat template, and this model's vocabulary lacks "
+                             "its markers; begin at one that chats, such as --checkpoint chat")
         talk = row["messages"]
         if not (isinstance(talk, list) and talk and all(isinstance(message, dict) and all(
                 isinstance(message.get(key), str) for key in ("role", "content"))
@@ -200,9 +202,9 @@ def is_theirs(
     base: str | None,         # as `load` takes it
 ) -> bool:
     "Whether a model comes from a Hugging Face checkpoint, and goes back into one."
-    config = Path(base or "") / "config.json"
-    here = base is None or Path(base).exists()
-    return not here or config.is_file() and "architectures" in read_json(config)
+    path = model_path(base)
+    config = path / "config.json"
+    return not path.exists() or config.is_file() and "architectures" in read_json(config)
 
 
 def fitting(
@@ -274,10 +276,12 @@ def gather(
 def prepare_tuning(
     folder: str | Path,       # the run's folder, made if it is missing
     tuning: Tuning,
-    chat: Chat | None = None, # for rows with messages
+    chat: Chat | None = None, # for rows with messages; None: the template, if the model chats
 ) -> tuple[Tuning, list[str]]:     # with the sizes and steps that it really gets; the findings
     "Write down all that a run needs: its examples, and tuning.json last."
     folder, (model, tokenizer) = Path(folder), load(tuning.base)
+    if chat is None and has_markers(tokenizer):
+        chat = partial(chat_example, tokenizer)
     most, theirs = model.cfg.context_length, is_theirs(tuning.base)
     if (tuning.context_length or 0) > most:
         raise ValueError(f"context_length={tuning.context_length} is more than the model's {most}")

@@ -127,8 +127,6 @@ REFUSED = [[], [{"role": "user", "content": ""}], [{"role": "user", "content": "
 @pytest.mark.parametrize("name", CHATS)
 def test_a_long_conversation_slides_as_in_python(models, tmp_path, name):
     "The same turns are left out, the same tokens read, the same words said, question by question."
-    if not hasattr(chat, "Chat"):
-        pytest.skip("minigpt.chat has no Chat")
     model, tokenizer = load_model(models / name)
     talk, told = chat.Chat(model, tokenizer), []
     for question in ASKED:
