@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -607,13 +608,13 @@ class NF4Product(torch.autograd.Function):
     "x W^T with a W that is made for the moment, in the backward pass again, and never kept."
 
     @staticmethod
-    def forward(ctx, x: Tensor, layer: nn.Module) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: nn.Module) -> Tensor:
         "(..., in) to (..., out)."
         ctx.layer = layer
         return F.linear(x, layer.weight.to(x.dtype))
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         "Only x has a slope: the weights are codes."
         return grad @ ctx.layer.weight.to(grad.dtype), None
 

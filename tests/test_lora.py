@@ -790,7 +790,8 @@ def test_an_adapter_over_four_bits_is_theirs_over_the_dequantized_base(peft, tmp
     answer = shake(model)(IDS)
     save_adapter(tmp_path / "adapter", model)
     merge(plain, keep=False)
-    theirs = peft.PeftModel.from_pretrained(exported(plain, tmp_path / "base"), tmp_path / "adapter")
+    theirs = peft.PeftModel.from_pretrained(exported(plain, tmp_path / "base"),
+                                            tmp_path / "adapter")
     torch.testing.assert_close(theirs(IDS).logits, answer, atol=2e-5, rtol=1e-5)
 
 
