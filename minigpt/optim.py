@@ -219,5 +219,6 @@ def muon_for(
 ) -> list[torch.optim.Optimizer]:   # two optimizers
     "Muon for the blocks' matrices, AdamW for embeddings and vectors."
     groups = parameter_groups(model)
+    matrices = [{"params": groups["matrices"]}]         # a group may be empty: all frozen
     rest = [{"params": groups["embeddings"] + groups["vectors"]}]
-    return [Muon(groups["matrices"], lr, momentum, weight_decay), AdamW(rest, lr=adamw_lr)]
+    return [Muon(matrices, lr, momentum, weight_decay), AdamW(rest, lr=adamw_lr)]

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'RECIPES', 'SIZES', 'Recipe', 'documents_of', 'text_for_tokenizer', 'build', 'steps_for', 'plan',
-           'write_recipe', 'prepare', 'read_recipe', 'steps_done', 'is_started', 'trim_log', 'Report', 'logs', 'run']
+           'write_recipe', 'prepare', 'read_recipe', 'steps_done', 'is_started', 'trim_log', 'Report', 'logs',
+           'saved_run', 'run']
 
 # %% ../nbs/46_recipe.ipynb #imports
 import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -246,7 +247,8 @@ def steps_done(folder: str | Path) -> int:      # 0 for a run that has no checkp
 # %% ../nbs/46_recipe.ipynb #is-started
 def is_started(folder: str | Path) -> bool:
     "Whether a folder holds a run or anything else that is not ours to write over."
-    ours = {"train.npy", "validation.npy", "tokenizer.json", "config.json", "run.lock"}
+    ours = {"train.npy", "validation.npy", "examples.json", "tokenizer.json",
+            "config.json", "run.lock"}
     folder = Path(folder)            # what a preparation leaves that was stopped before its end
     return folder.exists() and any(
         f.name not in ours and f.suffix not in (".tmp", ".part", ".notes")
@@ -312,6 +314,53 @@ def logs(
             if writer:
                 writer.close()
 
+# %% ../nbs/46_recipe.ipynb #saved-run
+def saved_run(
+    folder: Path,                               # checkpoints and log.jsonl lie there
+    train_from: Callable[..., Iterator[Step]],  # `train`, but for its first_step
+    steps: int,                                 # steps in all
+    model: GPT,
+    optimizers: Sequence[torch.optim.Optimizer],
+    look: Callable[[], float | None],           # nats a token on held-out text, if there is any
+    finish: Callable[[float | None], object],   # writes the model; takes what the last look saw
+    evaluate_every: int = 200,                  # steps between looks
+    save_every: int = 200,                      # steps between checkpoints
+    tensorboard: bool = False,                  # write TensorBoard's files, too
+    world: World = ALONE,                       # the processes that share the work
+) -> Iterator[Report]:                          # one report a step; closing the iterator saves
+    "Any training, made safe: go on from the newest checkpoint; log, look and save at intervals."
+    done = saved = n_tokens = 0
+    if checkpoints_in(folder):
+        done = saved = load_checkpoint(checkpoints_in(folder)[-1], model, optimizers)["step"]
+    world.wait()                                      # all have read what the first may delete
+    if world.is_first:
+        trim_log(folder / "log.jsonl", done)
+    validation, start = None, time.perf_counter()
+    with logs(folder if world.is_first else None, tensorboard) as log:
+        try:
+            for step in train_from(first_step=done):
+                done, last, validation = step.n, step.n == steps, None
+                n_tokens += step.n_tokens
+                if last or done % evaluate_every == 0:
+                    validation = look()
+                seconds = time.perf_counter() - start
+                report = Report(step, steps, validation, seconds, n_tokens / seconds)
+                saves = last or done % save_every == 0
+                log(report, saves)             # first: a resume drops rows, but cannot invent them
+                if saves:
+                    save_checkpoint(folder, done, model, optimizers)
+                    saved = done
+                yield report
+        except GeneratorExit:                         # between two steps: the weights are whole
+            if done > saved:
+                save_checkpoint(folder, done, model, optimizers)
+            raise
+        except TrainingDiverged as e:                 # what was saved before is the last good
+            kept = f"step {saved} is the last good checkpoint" if saved else "nothing was saved"
+            raise TrainingDiverged(f"{e} ({kept})") from e
+    if done == steps:
+        finish(look() if validation is None else validation)
+
 # %% ../nbs/46_recipe.ipynb #run
 def run(
     folder: str | Path,             # as `prepare` left it; checkpoints go there
@@ -337,42 +386,14 @@ def run(
         trained = torch.compile(trained) if compiled else trained
         look = partial(evaluate, model, load_tokens(folder / "validation.npy"),
                        recipe.model.context_length, end_of_text=tokenizer.end_of_text)
-        done = saved = n_tokens = 0
-        if checkpoints_in(folder):
-            done = saved = load_checkpoint(checkpoints_in(folder)[-1], model, optimizers)["step"]
-        world.wait()                                  # all have read what the first may delete
-        if world.is_first:
-            trim_log(folder / "log.jsonl", done)
         schedule = partial(trapezoid, steps=recipe.steps, warmup=int(recipe.warmup * recipe.steps),
                            cooldown=int(recipe.cooldown * recipe.steps))
-        validation, start = None, time.perf_counter()
-        with logs(folder if world.is_first else None, tensorboard) as log:
-            try:
-                for step in train(trained, batches, optimizers, recipe.steps, schedule,
-                                  recipe.n_micro, recipe.max_grad_norm, first_step=done,
-                                  rank=world.rank, n_processes=world.size,
-                                  precision=PRECISIONS[recipe.precision]):
-                    done, last, validation = step.n, step.n == recipe.steps, None
-                    n_tokens += step.n_tokens
-                    if last or done % evaluate_every == 0:
-                        validation = look()
-                    seconds = time.perf_counter() - start
-                    report = Report(step, recipe.steps, validation, seconds, n_tokens / seconds)
-                    saves = last or done % save_every == 0
-                    log(report, saves)         # first: a resume drops rows, but cannot invent them
-                    if saves:
-                        save_checkpoint(folder, done, model, optimizers)
-                        saved = done
-                    yield report
-            except GeneratorExit:                     # between two steps: the weights are whole
-                if done > saved:
-                    save_checkpoint(folder, done, model, optimizers)
-                raise
-            except TrainingDiverged as e:             # what was saved before is the last good
-                kept = f"step {saved} is the last good checkpoint" if saved else "nothing was saved"
-                raise TrainingDiverged(f"{e} ({kept})") from e
-        if done == recipe.steps:
-            if validation is None:
-                validation = look()
+        train_from = partial(train, trained, batches, optimizers, recipe.steps, schedule,
+                             recipe.n_micro, recipe.max_grad_norm, rank=world.rank,
+                             n_processes=world.size, precision=PRECISIONS[recipe.precision])
+
+        def finish(validation: float | None) -> None:
             save_model(folder, model, tokenizer,
                        {"recipe": asdict(recipe), "validation": validation})
+        yield from saved_run(folder, train_from, recipe.steps, model, optimizers, look, finish,
+                             evaluate_every, save_every, tensorboard, world)

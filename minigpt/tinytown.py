@@ -1578,14 +1578,18 @@ def shuffled(
 class Tinytown:
     "A town of 64 people, whose facts depend on the seed alone; it writes and answers."
 
-    def __init__(self, seed: int = 0):
+    def __init__(
+        self,
+        seed: int = 0,            # another seed, another town
+        names: dict[str, tuple[str, ...]] = NAMES,   # "she" and "he", to choose people from
+    ):
         rng = random.Random(seed)
-        she, he = shuffled(NAMES["she"], rng), shuffled(NAMES["he"], rng)
-        names = sorted(she[:32] + he[:32])
+        she, he = shuffled(names["she"], rng), shuffled(names["he"], rng)
+        residents = sorted(she[:32] + he[:32])
         self._strangers = sorted(she[32:] + he[32:])
         pet_names = shuffled(NAMES["pet"], rng)
         self._stray_names = pet_names[64:]
-        pairs = shuffled(names, rng)
+        pairs = shuffled(residents, rng)
         friends = {a: pairs[i ^ 1] for i, a in enumerate(pairs)}
         def deal(values): return shuffled([values[i % len(values)] for i in range(64)], rng)
         decks = [deal(CANDIDATES[relation]) for relation in DEALT]
@@ -1593,7 +1597,7 @@ class Tinytown:
             Person(name, "she" if name in she else "he", int(age), job, home, pet, pet_name, food,
                    friends[name], place, hobby, colour)
             for name, pet_name, age, job, home, pet, food, place, hobby, colour
-            in zip(names, pet_names, *decks))
+            in zip(residents, pet_names, *decks))
         self._facts = {p.name: p.facts() for p in self.people}
         self._owners = {p.pet_name: p.name for p in self.people}
 
@@ -1702,5 +1706,5 @@ class Tinytown:
         name = draw(self._strangers)
         age, job, home, pet, food, place, hobby, colour = (
             draw(CANDIDATES[relation]) for relation in DEALT)
-        return Person(name, "she" if name in NAMES["she"] else "he", int(age), job, home, pet,
+        return Person(name, pronoun_for(name), int(age), job, home, pet,
                       draw(self._stray_names), food, draw(self.people).name, place, hobby, colour)

@@ -29,6 +29,9 @@ OPTIONS = {"generate": SAMPLING, "ask": SAMPLING, "tokenize": ("--checkpoint",),
                                                 "--lr", "--adamw-lr", "--vocab-size", "--n-layer",
                                                 "--n-head", "--n-kv-head", "--d-model", "--d-ff",
                                                 "--context-length"),
+           "finetune": ("--checkpoint", "--data", "--out", "--resume", "--steps", "--epochs",
+                        "--lr", "--batch-size", "--context-length", "--skip-long", "--replay",
+                        "--replay-share", "--freeze-all-but", "--seed", "--device"),
            "recipes": (), "eval": ("--checkpoint", "--tasks", "--n", "--seed", "--out")}
 PROGRESS = re.compile(r"Preparing |[\d,]+ parameters, |step \d+/|Done\. ")     # what is no error
 STEPS = 400

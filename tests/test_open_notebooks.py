@@ -23,7 +23,7 @@ import elsewhere  # noqa: E402
 
 SITE = elsewhere.SITE
 QUICK = "54_constrained"      # seconds to run; needs llguidance, matplotlib and the shipped weights
-ON_DEMAND = {"datasets"}      # a function imports it, and says how to install it
+ON_DEMAND = {"datasets", "lm_eval"}     # a function imports it, and says how to install it
 PRESENT = sys.stdlib_module_names | {"minigpt"}
 LEFT = re.compile(r"\{[\w:.-]+\}`|^ {0,3}(?::::|(?:```|~~~)\{)|^\([\w:.-]+\)=$|^\{[.#]|\]\{[.#]"
                   r"|<(?:svg|script|style)\b", re.M)

@@ -4,7 +4,19 @@ import copy
 import pytest
 import torch
 
-from minigpt.optim import AdamW, Muon, clip_gradients, trapezoid, warmup_cosine
+from minigpt.checkpoint import pack_optimizers, unpack_optimizers
+from minigpt.config import ModelConfig
+from minigpt.model import GPT
+from minigpt.optim import (
+    AdamW,
+    Muon,
+    adamw_for,
+    clip_gradients,
+    muon_for,
+    parameter_groups,
+    trapezoid,
+    warmup_cosine,
+)
 
 
 def steps_of(model, optimizer, late):
@@ -45,3 +57,43 @@ def test_no_schedule_leaves_its_range_even_after_the_end():
 
 def test_nothing_to_clip_is_no_error():
     assert clip_gradients([torch.zeros(3, requires_grad=True)], 1.0) == 0.0
+
+
+def frozen_but(free):
+    "A small model in which only the named parameters may learn."
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(vocab_size=20, context_length=8, n_layer=2, n_head=2, n_kv_head=1,
+                            d_model=16, d_ff=16))
+    for name, p in model.named_parameters():
+        p.requires_grad_(free in name)
+    return model
+
+
+def steps_with(model, optimizers, n):
+    for _ in range(n):
+        model.zero_grad()
+        model(torch.tensor([[1, 2, 3]])).square().mean().backward()
+        assert clip_gradients(model.parameters(), 1.0) > 0
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+@pytest.mark.parametrize("free", ["blocks.1", "embedding", "norm", "mlp.up"])
+@pytest.mark.parametrize("make", [adamw_for, muon_for])
+def test_what_is_frozen_stays_and_the_rest_resumes(make, free):
+    "Also where an optimizer has nothing left to move."
+    model = frozen_but(free)
+    assert sum(map(len, parameter_groups(model).values())) == sum(
+        p.requires_grad for p in model.parameters())
+    before, optimizers = copy.deepcopy(model), make(model)
+    steps_with(model, optimizers, 2)
+    for (name, p), q in zip(model.named_parameters(), before.parameters()):
+        assert torch.equal(p, q) != (free in name), name
+    again = copy.deepcopy(model)
+    theirs = make(again)
+    memory = {name: t.clone() for name, t in pack_optimizers(optimizers).items()}
+    unpack_optimizers(theirs, memory)
+    for one, its in ((model, optimizers), (again, theirs)):
+        steps_with(one, its, 2)
+    for p, q in zip(model.parameters(), again.parameters()):
+        assert torch.equal(p, q)
