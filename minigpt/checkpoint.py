@@ -306,7 +306,7 @@ def check_plain(
     if strange:
         owner = strange[0].partition(".adapters.")[0].removesuffix(".weight").removesuffix(".base")
         raise ValueError(f"{owner} is no plain layer; lora.merge(model) makes one of it and its "
-                         "adapter, and lora.save_adapter writes an adapter alone")
+                         "adapter, and adapters.save_adapter writes an adapter alone")
 
 # %% ../nbs/44_checkpoints.ipynb #save-model
 def save_model(

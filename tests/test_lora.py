@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from minigpt.adapters import base_fingerprint, load_adapter, save_adapter, their_layers
 from minigpt.checkpoint import (
     load_checkpoint,
     load_model,
@@ -33,12 +34,10 @@ from minigpt.lora import (
     adapter_weights,
     adapters,
     add_lora,
-    base_fingerprint,
     dequantize_blocks,
     dequantize_nf4,
     dynamic_points,
     linears,
-    load_adapter,
     lora_layers,
     lora_update,
     merge,
@@ -47,8 +46,6 @@ from minigpt.lora import (
     pack,
     quantize_blocks,
     quantize_nf4,
-    save_adapter,
-    their_layers,
     to_nf4,
     training_memory,
     unmerge,

@@ -105,6 +105,13 @@ TERMS = {
     "time to first token": "time to first token",
     "streaming": "streaming",
     "stop string": "stop string|stop condition",
+    "LoRA": "LoRA",
+    "adapter": "adapter",
+    "low-rank": "low-rank|low rank",
+    "quantization": "quanti[sz]ation|quanti[sz]ed",
+    "NF4": "NF4",
+    "double quantization": "double quanti[sz]ation",
+    "QLoRA": "QLoRA",
 }
 # Plain English too: only that they are defined.
 COMMON = {
