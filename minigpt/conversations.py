@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Message', 'REQUESTS', 'MANNERS', 'WISHES', 'SMALL_TALK', 'UNKNOWN', 'ELSEWHERE', 'ONLY_HERE', 'NOBODY', 'NO_SUCH_PET',
-           'NOT_KNOWN', 'NOUNS', 'FACT_NAMES', 'OPENINGS', 'FIRST', 'NEXT', 'WISHABLE', 'NOTED', 'FIRSTS', 'NEXTS',
-           'AFTER_A_NOTE', 'CHAT_EXAMS', 'said', 'with_pronoun', 'of_friend', 'and_then', 'Exchange', 'Talk', 'ask',
-           'portrait', 'story', 'facts', 'sum_', 'small_talk', 'stranger', 'unknown', 'elsewhere', 'note', 'pronoun',
-           'ellipsis', 'switch', 'meant', 'friend', 'doubt', 'wrong', 'go_on', 'conversation', 'chat_exam']
+           'NOT_KNOWN', 'NOUNS', 'FACT_NAMES', 'OPENINGS', 'FIRST', 'NEXT', 'WISHABLE', 'NOTED', 'OFTEN', 'FIRSTS',
+           'NEXTS', 'AFTER_A_NOTE', 'CHAT_EXAMS', 'said', 'with_pronoun', 'of_friend', 'and_then', 'Exchange', 'Talk',
+           'ask', 'portrait', 'story', 'facts', 'sum_', 'small_talk', 'stranger', 'unknown', 'elsewhere', 'note',
+           'pronoun', 'ellipsis', 'switch', 'meant', 'friend', 'doubt', 'wrong', 'go_on', 'conversation', 'chat_exam']
 
 # %% ../nbs/69_how_the_town_talks.ipynb #imports
 import json
@@ -15,8 +15,9 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from .tinytown import ANSWERS, ASIDES, DOES_NOT_SAY, HEADS, NAMES, PRONOUNS, QUESTIONS
+from .tinytown import ANSWERS, ASIDES, DOES_NOT_SAY, HEADS, PRONOUNS, QUESTIONS
 from .tinytown import SHORT_ANSWERS, TALE_ONCE, TALE_ONE_DAY, TALE_TODAY, TALES, WORDS
 from .tinytown import Chooser, Note, Question, Scene, Tinytown, count, pronoun_for
 from .tinytown import sections
@@ -35,7 +36,7 @@ REQUESTS = sections("""
 # story of a trait
 - Tell me a story about {a trait} {job}. / Please tell a story of {a trait} {job}.
   I would like a story about {a trait} {job}. / Once more, a story about {a trait} {job}!
-  Can you tell me about {a trait} {job}? / Write a story in which there is {a trait} {job}.
+  Can you tell a story about {a trait} {job}? / Write a story in which there is {a trait} {job}.
 - Do you know a story about {a trait} {job}? / Could I hear a story about {a trait} {job}?
 # story of somebody
 - Tell me a story about {name}. / Please tell a story of {name} and {petname}.
@@ -51,7 +52,7 @@ REQUESTS = sections("""
 - Write {one} and {two} of {name} in JSON, please. / As JSON: {one} and {two} of {name}.
 # sum
 - What is {a} {sign} {b}? / How much is {a} {sign} {b}? / {a} {sign} {b}? / {a} {sign} {b} =
-  Please work out {a} {sign} {b}.
+  Please work out {a} {sign} {b}. / Can you work out {a} {sign} {b}? / Tell me {a} {sign} {b}.
 - Can you tell me what {a} {sign} {b} is? / What do you get for {a} {sign} {b}?
 # more
 - {name} has {first} and gets {b} more. How many are there now?
@@ -78,7 +79,8 @@ REQUESTS = sections("""
 - But somebody told me that it is {wrong}. / I thought it was {wrong}.
 # stranger's fact
 - What is {name}'s {unknown}? / Tell me {name}'s {unknown}. / Do you know {name}'s {unknown}?
-  What is the {unknown} of {name}? / I would like to know {name}'s {unknown}.
+  What is the {unknown} of {name}? / Can you say what {name}'s {unknown} is?
+  I would like to know {name}'s {unknown}.
 - Can you tell me {name}'s {unknown}? / Please tell me {name}'s {unknown}.
 """)
 
@@ -162,7 +164,7 @@ SMALL_TALK = sections("""
 UNKNOWN = ("shoe size", "birthday", "phone number", "last name", "favourite song", "mother",
            "favourite book", "weight", "middle name", "favourite number", "height", "cousin")
 ELSEWHERE = (
-    "What is the capital of France?", "Who wrote Hamlet?", "What is the weather like today?",
+    "What is the capital of France?", "Who wrote Hamlet?", "What is the weather like?",
     "How far away is the moon?", "Who won the football game?", "What time is it?",
     "Can you book a flight for me?", "What is the meaning of life?", "Who is the president?",
     "Translate this into German.", "Write a Python program.", "How do I cook rice?",
@@ -228,7 +230,24 @@ class Exchange:
             return False
         if self.manner == "full" and not (reply.endswith(".") and reply.count(" ") > 1):
             return False
-        return self.question.is_correct(self.without_opening(reply))
+        return reply == self.reply or self.question.is_correct(self.without_opening(reply))
+
+    def obeys(
+        self,
+        reply: str,           # what a model said
+    ) -> bool:                # True: it has the form that was asked for; the fact may be wrong
+        "Whether a reply has the manner that holds."
+        reply, words = reply.strip(), reply.count(" ") + 1
+        if self.manner == "json":
+            try:
+                return json.loads(reply).keys() == json.loads(self.reply).keys()
+            except (ValueError, AttributeError):
+                return False
+        if self.manner == "short":
+            return words <= 5 or self.question is None and reply.count(".") == 1
+        if self.manner in OPENINGS:
+            return reply.startswith(OPENINGS[self.manner])
+        return self.manner is None or words > 2 and reply.endswith((".", "!", "?"))
 
     def without_opening(self, reply: str) -> str:
         "The reply without the words that show its manner."
@@ -237,12 +256,13 @@ class Exchange:
 
 # %% ../nbs/69_how_the_town_talks.ipynb #openings
 OPENINGS = {"warm": ("With pleasure!", "Gladly!", "Of course, dear friend."), "sailor": ("Ahoy!",)}
-FIRST = {"ask": 0.26, "portrait": 0.06, "story": 0.12, "facts": 0.06, "sum": 0.1, "small talk": 0.1,
-         "stranger": 0.08, "unknown": 0.04, "elsewhere": 0.04, "note": 0.14}
+FIRST = {"ask": 0.3, "portrait": 0.05, "story": 0.11, "facts": 0.05, "sum": 0.1, "small talk": 0.08,
+         "stranger": 0.07, "unknown": 0.04, "elsewhere": 0.03, "note": 0.17}
 NEXT = {"pronoun": 0.22, "ellipsis": 0.16, "switch": 0.14, "friend": 0.12, "meant": 0.06,
         "doubt": 0.03, "wrong": 0.04, "unknown": 0.03, "other": 0.2}
 WISHABLE = ("ask", "pronoun", "ellipsis", "switch", "friend", "meant", "sum", "unknown")
-NOTED = {"told": 0.5, "untold": 0.25, "absent": 0.25}
+NOTED = {"told": 0.45, "untold": 0.22, "absent": 0.33}
+OFTEN = {"short": 2.0}            # manners that are harder than others are asked for more often
 
 
 class Talk:
@@ -265,7 +285,7 @@ class Talk:
         self.manner: str | None = None         # a key of MANNERS that the system asks for
         self.noted = False                     # from a note on, facts are the note's
 
-    def choose(self, options: Sequence, weights: Sequence[float] | None = None):
+    def choose(self, options: Sequence, weights: Sequence[float] | None = None) -> Any:
         "Choose one of them."
         return self.chooser.choose(options, weights)
 
@@ -273,6 +293,10 @@ class Talk:
         "Choose a key by its weight."
         total = sum(options.values())
         return self.choose(list(options), [w / total for w in options.values()])
+
+    def manner_of(self, manners: dict) -> str:
+        "Choose a manner."
+        return self.weighed({name: OFTEN.get(name, 1.0) for name in manners})
 
     def ask_for(self, request: str, **facts: str) -> str:
         "A request in the words of training, or of exams."
@@ -291,13 +315,15 @@ class Talk:
         "One turn of the user, and the reply in the manner that holds."
         manner = self.manner
         if kind in WISHABLE and self.choose((True, False), (self.wishes, 1 - self.wishes)):
-            manner = self.choose(list(WISHES))         # the last word holds, for one turn
+            manner = self.manner_of(WISHES)            # the last word holds, for one turn
             user = user[4].upper() + user[5:] if user.startswith("And ") else user
             user = f"{self.choose(WISHES[manner][self.held_out])} {user}"
-        if manner == "json" and kind != "story":
+        if kind == "story" and manner not in OPENINGS or manner == "short" and short is None:
+            manner = None                              # what cannot be said so is said plainly
+        if manner == "json":
             reply = json.dumps(fields if fields else {"answer": reply})
         elif manner == "short":
-            reply = short or reply
+            reply = short
         elif manner in OPENINGS:
             reply = f"{self.choose(OPENINGS[manner])} {reply}"
         self.messages.append({"role": "user", "content": user})
@@ -323,7 +349,8 @@ class Talk:
         subject = facts["petname" if relation == "owner" else "name"]
         self.about, self.relation = name, relation
         self.turn(kind, user, self.scene.say(ANSWERS[relation]), value[0].upper() + value[1:] + ".",
-                  {relation: self.bare(relation)}, Question(user, value, subject, relation))
+                  {"name": subject, relation: self.bare(relation)},
+                  Question(user, value, subject, relation))
 
     def bare(self, relation: str) -> str | int:
         "A fact of whoever is in the scene, as JSON has it: no article, and a number for an age."
@@ -393,8 +420,8 @@ def sum_(talk: Talk) -> None:
     plus = kind == "more" or kind == "sum" and talk.choose((True, False))
     first, c = (a, a + b) if plus else (a + b, a)
     item = talk.choose(WORDS["item"])
-    user = talk.ask_for(kind, name=talk.somebody(), a=str(first), b=str(b), first=count(first, item),
-                        sign="+" if plus else "-")
+    user = talk.ask_for(kind, name=talk.somebody(), a=str(first), b=str(b),
+                        first=count(first, item), sign="+" if plus else "-")
     made = f"{first} {'+' if plus else '-'} {b} = {c}"
     full = f"{made}." if kind == "sum" else f"{made}, so it is {count(c, item)}."
     talk.about, talk.relation = None, None
@@ -413,27 +440,29 @@ def stranger(talk: Talk) -> None:
     relation = talk.choose(list(QUESTIONS))
     pet = talk.choose(list({p.pet for p in talk.town.people}))
     if relation == "owner":
-        name, reply = talk.choose(talk.town._stray_names), NO_SUCH_PET
+        name, reply = talk.choose(talk.town.stray_names), NO_SUCH_PET
         if not talk.held_out:
             name = talk.choose(HEADS) + talk.choose(("iddle", "ob", "ix", "umps", "ooka", "ary"))
     else:
         note = Note(Scene(talk.chooser, None, talk.people),
-                    talk.town._strangers if talk.held_out else (), False)
+                    talk.town.strangers if talk.held_out else (), False)
         name, reply = note.somebody(False, ()), NOBODY
     he, him, his = PRONOUNS[pronoun_for(name)]
     talk.scene.cast[""] = {"name": name, "he": he, "him": him, "his": his, "pet": pet,
                            "petname": name}
     talk.about, talk.relation = None, None
     user = talk.scene.say(talk.choose(QUESTIONS[relation][talk.held_out]))
-    talk.turn("stranger", user, talk.scene.say(reply), "I do not know.", {relation: None})
+    talk.turn("stranger", user, talk.scene.say(reply), "I do not know.",
+              {"name": name, relation: None})
 
 
 def unknown(talk: Talk) -> None:
     "A fact that the town does not keep."
     talk.about, talk.relation = talk.about or talk.somebody(), None
-    user = talk.ask_for("stranger's fact", name=talk.about, unknown=talk.choose(UNKNOWN))
+    wanted = talk.choose(UNKNOWN)
+    user = talk.ask_for("stranger's fact", name=talk.about, unknown=wanted)
     talk.turn("unknown", user, talk.scene.say(NOT_KNOWN), "I do not know.",
-              {"answer": None})
+              {"name": talk.about, wanted: None})
 
 
 def elsewhere(talk: Talk) -> None:
@@ -446,7 +475,7 @@ def elsewhere(talk: Talk) -> None:
 def note(talk: Talk, kind: str | None = None) -> None:
     "A note, and questions that it answers or not; the second one may leave out the name."
     noted = Note(Scene(talk.chooser, None, talk.people),
-                 talk.town._strangers if talk.held_out else (),
+                 talk.town.strangers if talk.held_out else (),
                  talk.choose((True, False), (0.2, 0.8)), talk.held_out)
     text, last, talk.noted = noted.write() + "\n", None, True
     for _ in range(1 if kind else talk.choose((1, 2, 3))):
@@ -462,7 +491,8 @@ def note(talk: Talk, kind: str | None = None) -> None:
         known = None if DOES_NOT_SAY in q.answer else bare
         short = "The note does not say." if known is None else bare[0].upper() + bare[1:] + "."
         talk.turn("note", text + user, full, short,
-                  {q.relation: int(bare) if known and q.relation == "age" else known}, q)
+                  {"name": q.subject, q.relation: int(bare) if known and q.relation == "age"
+                   else known}, q)
         text, last = "", q.subject
     talk.about, talk.relation = None, None
 
@@ -513,7 +543,7 @@ def doubt(talk: Talk) -> None:
     answer = talk.scene.say(ANSWERS[talk.relation])
     user = talk.ask_for("doubt")
     talk.turn("doubt", user, f"Yes, I am sure. {answer}", "Yes.",
-              {talk.relation: talk.bare(talk.relation)})
+              {"name": talk.about, talk.relation: talk.bare(talk.relation)})
 
 
 def wrong(talk: Talk) -> None:
@@ -530,7 +560,7 @@ def wrong(talk: Talk) -> None:
         return
     user = talk.ask_for("wrong", wrong=claim)
     talk.turn("wrong", user, f"I do not think so. {answer}", f"No: {truth}.",
-              {talk.relation: talk.bare(talk.relation)})
+              {"name": talk.about, talk.relation: talk.bare(talk.relation)})
 
 # %% ../nbs/69_how_the_town_talks.ipynb #firsts
 FIRSTS: dict[str, Callable[[Talk], None]] = {
@@ -566,7 +596,7 @@ def conversation(
     "A whole conversation: perhaps a word of the system, then one turn after another."
     talk = Talk(chooser, town)
     if talk.choose((True, False), (0.3, 0.7)):
-        talk.manner = talk.choose(list(MANNERS))
+        talk.manner = talk.manner_of(MANNERS)
         talk.messages.append({"role": "system", "content": talk.choose(MANNERS[talk.manner][0])})
     FIRSTS[talk.weighed(FIRST)](talk)
     for _ in range(talk.choose((0, 1, 2, 3, 4), (0.25, 0.2, 0.2, 0.2, 0.15))):

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from . import sampling
 from .cache import KVCache
+from .checkpoint import SHIPPED
 from .config import later
 from .decoder import PROCESSOR_CACHE, decoder_for
 from .model import GPT, as_dtype
@@ -498,13 +499,13 @@ def complete_batch(
 
 # %% ../nbs/53_inference.ipynb #load
 def load(
-    name: str | Path | None = None,         # a folder or a file; a model's name; None: the shipped
+    name: str | Path | None = None,         # a folder, a file or a model's name; None: "tinytown"
     dtype: torch.dtype | str = "float32",   # of the weights
     device: torch.device | str = "cpu",     # where the model goes
 ) -> tuple[GPT, AnyTokenizer]:
     "Open a model and its tokenizer: ours, or one of a family that `weights` knows."
     weights, precision = later("weights"), as_dtype(dtype)
-    here = name is None or Path(name).exists()
+    here = name is None or str(name) in SHIPPED or Path(name).exists()
     model, tokenizer = (weights.open_model if here else weights.from_huggingface)(name, precision)
     if tokenizer is None:
         raise ValueError(f"{name} holds no tokenizer.json; from_huggingface opens it without one")

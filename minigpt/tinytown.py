@@ -1586,9 +1586,9 @@ class Tinytown:
         rng = random.Random(seed)
         she, he = shuffled(names["she"], rng), shuffled(names["he"], rng)
         residents = sorted(she[:32] + he[:32])
-        self._strangers = sorted(she[32:] + he[32:])
+        self.strangers = sorted(she[32:] + he[32:])
         pet_names = shuffled(NAMES["pet"], rng)
-        self._stray_names = pet_names[64:]
+        self.stray_names = pet_names[64:]
         pairs = shuffled(residents, rng)
         friends = {a: pairs[i ^ 1] for i, a in enumerate(pairs)}
         def deal(values): return shuffled([values[i % len(values)] for i in range(64)], rng)
@@ -1676,7 +1676,7 @@ class Tinytown:
         if kind not in (kinds := (*ASKED, "pretend")):
             raise ValueError(f"kind={kind!r} is not a kind of question; use {', '.join(kinds)}")
         rng, asked = random.Random(seed), []
-        names = self._strangers if held_out else ()
+        names = self.strangers if held_out else ()
         for _ in range(n):
             note = Note(Scene(Chooser(rng), None, self._facts), names, kind == "pretend", held_out)
             text = note.write()
@@ -1687,6 +1687,7 @@ class Tinytown:
         self,
         name: str,                # of a person, or of a pet for the relation "owner"
         relation: str,            # a key of QUESTIONS
+        whole: bool = False,      # in a whole sentence: "Rosa is a baker."
     ) -> str:                     # "a baker", "Mill Lane"
         "Look up a fact."
         if relation not in QUESTIONS:
@@ -1695,7 +1696,7 @@ class Tinytown:
         if person not in self._facts:
             raise ValueError(f"nobody in this town is called {name!r}; see Tinytown.people")
         scene = Scene(Chooser(random.Random(0)), self._facts[person], self._facts)
-        return scene.say(SHORT_ANSWERS[relation])
+        return scene.say((ANSWERS if whole else SHORT_ANSWERS)[relation])
 
     def stranger(
         self,
@@ -1703,8 +1704,8 @@ class Tinytown:
     ) -> Person:
         "Invent somebody who fits into the town and whom its documents never mention."
         def draw(values): return values[int(rng.random() * len(values))]
-        name = draw(self._strangers)
+        name = draw(self.strangers)
         age, job, home, pet, food, place, hobby, colour = (
             draw(CANDIDATES[relation]) for relation in DEALT)
         return Person(name, pronoun_for(name), int(age), job, home, pet,
-                      draw(self._stray_names), food, draw(self.people).name, place, hobby, colour)
+                      draw(self.stray_names), food, draw(self.people).name, place, hobby, colour)

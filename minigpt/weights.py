@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .checkpoint import check_plain, load_model, write_whole
-from .config import ModelConfig, RopeScaling, check_numbers
+from .config import ModelConfig, RopeScaling, check_numbers, later
 from .model import GPT
 from .tokenizer import Tokenizer, join_surrogates, printable_bytes
 
@@ -732,4 +732,10 @@ def write_tokenizer(
     about = {"tokenizer_class": "PreTrainedTokenizerFast"}
     about |= {"eos_token": tokenizer.decode(end[:1])} if end else {}
     write_json(folder / "tokenizer_config.json", about | getattr(tokenizer, "about", {}))
-    return {"eos_token_id": end[0] if len(end) == 1 else end} if end else {}
+    ends = {"eos_token_id": end[0] if len(end) == 1 else end} if end else {}
+    chat = later("chat")
+    if chat.has_markers(tokenizer):
+        write_whole(folder / "chat_template.jinja",
+                    lambda p: p.write_bytes(chat.CHAT_TEMPLATE.encode()))
+        write_json(folder / "generation_config.json", ends | {"pad_token_id": end[0]})
+    return ends

@@ -32,6 +32,8 @@ OPTIONS = {"generate": SAMPLING, "ask": SAMPLING, "tokenize": ("--checkpoint",),
            "finetune": ("--checkpoint", "--data", "--out", "--resume", "--steps", "--epochs",
                         "--lr", "--batch-size", "--context-length", "--skip-long", "--replay",
                         "--replay-share", "--freeze-all-but", "--seed", "--device"),
+           "chat": ("--checkpoint", "--system", "--load", "--temperature", "--top-p", "--seed",
+                    "--max-tokens"),
            "recipes": (), "eval": ("--checkpoint", "--tasks", "--n", "--seed", "--out")}
 PROGRESS = re.compile(r"Preparing |[\d,]+ parameters, |step \d+/|Done\. ")     # what is no error
 STEPS = 400
@@ -162,6 +164,14 @@ generate x --checkpoint {deeper} -> {deeper}
 generate x --checkpoint {unsure} -> {unsure}
 generate x --checkpoint {speechless} -> {speechless}
 ask x --checkpoint {cut} -> {cut}
+chat --checkpoint {saved} -> add_chat_tokens
+chat --checkpoint {nowhere} -> {nowhere}
+chat --temperature -1 -> -1
+chat --top-p 0 -> 0
+chat --max-tokens 0 -> 0
+chat --load {nowhere} -> {nowhere}
+chat --load {void.txt} -> {void.txt}
+chat Hello -> Hello
 tokenize x --checkpoint {speechless} -> {speechless}
 info --checkpoint {flipped} -> {flipped}
 eval --checkpoint {flipped} -> {flipped}

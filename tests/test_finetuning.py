@@ -27,25 +27,27 @@ from minigpt.finetuning import (
     Batch,
     Example,
     Packed,
-    Tuning,
     answer_example,
     answer_loss,
     answer_nats,
     check_examples,
     freeze,
     hold_out,
-    load_examples,
-    old_text,
     pack,
-    prepare_tuning,
-    read_examples,
-    read_tuning,
     text_example,
-    tune,
 )
 from minigpt.loss import IGNORE
 from minigpt.model import GPT
 from minigpt.tokenizer import train_tokenizer
+from minigpt.tuning import (
+    Tuning,
+    load_examples,
+    old_text,
+    prepare_tuning,
+    read_examples,
+    read_tuning,
+    tune,
+)
 
 V, T = 50, 24
 SMALL = ModelConfig(vocab_size=V, context_length=T, n_layer=2, n_head=2, n_kv_head=1, d_model=16,
@@ -534,7 +536,7 @@ def environment():
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX's")
 def test_a_killed_run_ends_with_the_same_bits(run, twins):
     straight, stopped = twins
-    code = "import sys; from minigpt.finetuning import tune\nlist(tune(sys.argv[1], save_every=7))"
+    code = "import sys; from minigpt.tuning import tune\nlist(tune(sys.argv[1], save_every=7))"
     process = subprocess.Popen([sys.executable, "-c", code, str(stopped)], env=environment())
     wait_for(lambda: len(checkpoints_in(stopped)) > 1, process)
     process.kill()

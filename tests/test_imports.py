@@ -41,7 +41,8 @@ def imports(name):
 
 
 AHEAD = {"position": {"long_context"}, "block": {"efficient_attention", "moe"},      # who looks
-         "model": {"inference"}, "training": {"moe"}, "inference": {"weights"}}      # where to
+         "model": {"inference"}, "training": {"moe"}, "inference": {"weights"},      # where to
+         "weights": {"chat"}}
 
 
 @each_module

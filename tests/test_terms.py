@@ -105,6 +105,12 @@ TERMS = {
     "time to first token": "time to first token",
     "streaming": "streaming",
     "stop string": "stop string|stop condition",
+    "supervised fine-tuning": "supervised fine-tuning|SFT",
+    "loss masking": "loss masking",
+    "catastrophic forgetting": "catastrophic forgetting",
+    "chat template": "chat template",
+    "system prompt": "system prompt",
+    "prompt caching": "prompt caching|prefix caching",
     "LoRA": "LoRA",
     "adapter": "adapter",
     "low-rank": "low-rank|low rank",
@@ -122,13 +128,14 @@ COMMON = {
     "weights": "weight",
     "block": "block",
     "decode": "decode|decoding",
+    "transfer": "transfer",
+    "packing": "packing",
+    "role": "role",
+    "turn": "turn",
 }
 # No chapter of the tour needs these yet. The first that does defines the term, and it moves up.
 NOT_YET = {
-    "prompt caching": "prompt caching|prefix caching",
     "tool call": "tool call",
-    "system prompt": "system prompt",
-    "role": "role",
 }
 
 

@@ -381,9 +381,9 @@ def test_exams_use_words_and_people_that_the_corpus_never_uses(town, corpus):
     said = {line[3:] for d in corpus for line in d.text.splitlines() if line.startswith("Q: ")}
     exam = town.newcomers(300, "told", seed=5)
     assert not said & {q.text for q in exam}
-    assert {q.subject for q in exam if q.relation != "owner"} <= set(town._strangers)
+    assert {q.subject for q in exam if q.relation != "owner"} <= set(town.strangers)
     practice = town.newcomers(300, "told", seed=5, held_out=False)
-    assert not {q.subject for q in practice} & set(town._strangers)
+    assert not {q.subject for q in practice} & set(town.strangers)
     with pytest.raises(ValueError, match="kind='false' is not a kind of question"):
         town.newcomers(1, "false")
 

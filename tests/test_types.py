@@ -28,6 +28,7 @@ RIGHT = """
 from collections.abc import Iterator
 from minigpt import GPT, Batches, KVCache, ModelConfig, Recipe, generate, load, stream
 from minigpt import temperature, top_k, top_p, train
+from minigpt.chat import Chat
 from minigpt.inference import AnyTokenizer, complete, complete_batch, generate_ids
 
 model, tokenizer = load("runs/mine", dtype="bfloat16")
@@ -43,6 +44,8 @@ known: int = tokenizer.vocab_size
 def shout(words: AnyTokenizer) -> str:
     return words.decode(words.encode("a")).upper()
 loud: str = shout(tokenizer)
+chat = Chat(*load("chat"), system="Be brief.", temperature=0.7)
+said: str = "".join(chat.say("Where does Abel live?"))
 """
 WRONG = {
     'generate(model, tokenizer, "Once", temprature=0.7)': 'argument "temprature"',

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import levels
 import still
+import still_chat
 import still_trainer
 from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.util.docutils import SphinxDirective
 
 BEGIN = {"trainer": still_trainer.NAMES}     # parts that do not begin with a story
+ALIVE = {"chat": "you can ask questions of your own"}
 
 
 def attributes(**values: str) -> str:
@@ -38,13 +40,15 @@ class Widget(SphinxDirective):
         text = text.replace("\\n", "\n")              # an option is one line
         if kind not in still.PICTURES:
             raise self.error(f"widget {kind!r} is unknown; choose from {', '.join(still.PICTURES)}")
-        self.env.note_dependency(str(still.WEIGHTS))
+        weights = still_chat.WEIGHTS if kind == "chat" else still.WEIGHTS
+        self.env.note_dependency(str(weights))
         caption = nodes.container(classes=["live-caption"])
         self.state.nested_parse(self.content, self.content_offset, caption)
         opened = f'<div class="live live-{kind}"{attributes(live=kind, text=text)}>'
         picture = raw(f"{opened}{still.PICTURES[kind](text)}</div>")
         still_here = raw('<noscript><p class="live-count">On the website, with scripts on, '
-                         "this picture is alive: you can change its text.</p></noscript>")
+                         f"this picture is alive: {ALIVE.get(kind, 'you can change its text')}."
+                         "</p></noscript>")
         return [nodes.container("", picture, still_here, caption, classes=["live-part-of-page"])]
 
 

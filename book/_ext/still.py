@@ -2,6 +2,7 @@
 import functools
 import html
 
+import still_chat
 import still_graph
 import still_trainer
 import torch
@@ -151,5 +152,6 @@ def cache(text: str) -> str:
 
 PICTURES = {"tokens": tokens, "attention": attention, "machine": machine, "sampler": sampler,
             "story": story, "cache": cache, "kin": kin,
+            "chat": still_chat.chat,
             "graph": still_graph.graph,
             "trainer": still_trainer.trainer}

@@ -1,4 +1,5 @@
 /* Does the page's engine agree with PyTorch? The same file runs in Node and in a browser. */
+import { chatIds, Reader } from "../../book/_static/page/conversation.js";
 import { chances, openModel, wellFormed } from "../../book/_static/page/engine.js";
 
 const gap = (mine, theirs) =>
@@ -9,7 +10,7 @@ const likeliest = (row) => row.reduce((best, v, i) => (v > row[best] ? i : best)
 /** What was found: counts, the largest gaps, and one line for each disagreement. */
 export async function agree(golden, read) {
   const { model, tokenizer } = await openModel(read), wrong = [];
-  const found = { texts: 0, runs: 0, logits: 0, attention: 0, chances: 0, ms: 0, wrong };
+  const found = { texts: 0, runs: 0, talks: 0, logits: 0, attention: 0, chances: 0, ms: 0, wrong };
   for (const { text, ids } of golden.texts) {
     const mine = tokenizer.encode(text);
     if (!same(mine, ids)) wrong.push(`${JSON.stringify(text)}: ids ${mine}, not ${ids}`);
@@ -50,6 +51,17 @@ export async function agree(golden, read) {
     steps += rows.length;
     if (!same(rows, run.greedy)) wrong.push(`${JSON.stringify(run.prompt)}: greedy text differs`);
     found.runs++;
+  }
+  const reader = golden.talks.length && new Reader({ model, tokenizer });    // of all, in a row
+  for (const { messages, ids, reply } of golden.talks) {
+    const mine = chatIds(tokenizer, messages), about = JSON.stringify(messages).slice(0, 80);
+    if (!same(mine, ids)) wrong.push(`${about}: ids ${mine}, not ${ids}`);
+    if (reply.length) {                              // one that was ended has no word after it
+      const most = reply.length + tokenizer.special.has(reply.at(-1));
+      const said = [...reader.reply(mine, most)].filter((id) => id !== null);
+      if (!same(said, reply)) wrong.push(`${about}: says ${said}, not ${reply}`);
+    }
+    found.talks++;
   }
   return { ...found, ms: spent / steps };
 }

@@ -93,10 +93,13 @@ export class Tokenizer {
 }
 
 // ---- Weights from a file (`checkpoint`) ----------------------------------------------------------
-/** 16-bit floats to 32-bit ones: bfloat16 is the upper half of a float32, F16 has 5 + 10 bits. */
-function widen(halves, dtype) {
-  if (dtype === "BF16") return new Float32Array(Uint32Array.from(halves, (h) => h << 16).buffer);
-  return Float32Array.from(halves, (h) => {
+const KINDS = { F32: Float32Array, F16: Uint16Array, BF16: Uint16Array, I8: Int8Array };
+
+/** Numbers of 32 bits: bfloat16 is the upper half of a float32, F16 has 5 + 10 bits. */
+function widen(values, dtype) {
+  if (dtype === "F32" || dtype === "I8") return Float32Array.from(values);
+  if (dtype === "BF16") return new Float32Array(Uint32Array.from(values, (h) => h << 16).buffer);
+  return Float32Array.from(values, (h) => {
     const sign = h & 0x8000 ? -1 : 1, power = (h >> 10) & 31, part = h & 1023;
     if (power === 31) return part ? NaN : sign * Infinity;
     return sign * (power ? (1 + part / 1024) * 2 ** (power - 15) : part * 2 ** -24);
@@ -112,11 +115,15 @@ export function readSafetensors(buffer) {
     JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, size)));
   const tensors = new Map();
   for (const [name, { dtype, data_offsets: [from, to] }] of Object.entries(entries)) {
-    const Kind = { F32: Float32Array, F16: Uint16Array, BF16: Uint16Array }[dtype];
-    if (!Kind) continue;                             // a checkpoint's counters, say
+    if (!KINDS[dtype]) continue;                     // a checkpoint's counters, say
     if (8 + size + to > buffer.byteLength) throw new Error(`The file ends within ${name}.`);
-    const values = new Kind(buffer.slice(8 + size + from, 8 + size + to));
-    tensors.set(name, dtype === "F32" ? values : widen(values, dtype));
+    tensors.set(name, widen(new KINDS[dtype](buffer.slice(8 + size + from, 8 + size + to)), dtype));
+  }
+  for (const name of Object.keys(entries).filter((n) => entries[n].dtype === "I8")) {
+    const W = tensors.get(name), scale = tensors.get(`${name}.scale`);    // of each row
+    if (!scale) throw new Error(`${name} is kept in 8 bits, and the file lacks its scale.`);
+    tensors.set(name, W.map((v, i) => v * scale[Math.floor(i * scale.length / W.length)]));
+    tensors.delete(`${name}.scale`);
   }
   return { about: JSON.parse(notes?.about ?? "{}"), tensors };
 }
@@ -167,10 +174,9 @@ const ACTIVATIONS = {
   gelu: (v) => 0.5 * v * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (v + 0.044715 * v ** 3))),
   relu2: (v) => Math.max(v, 0) ** 2,
 };
-const FIELDS = new Set(["vocab_size", "context_length", "n_layer", "n_head", "n_kv_head", "d_model",
-  "d_ff", "attention", "position", "mlp", "norm", "norm_place", "norm_eps", "bias", "qkv_bias",
-  "qk_norm", "tie_embeddings", "d_attention", "window", "rope_theta", "rope_scaling", "n_expert",
-  "n_expert_used", "d_latent", "d_rope"]);
+const FIELDS = new Set(("vocab_size context_length n_layer n_head n_kv_head d_model d_ff norm " +
+  "norm_place norm_eps attention position mlp bias qkv_bias qk_norm tie_embeddings d_attention " +
+  "window rope_theta rope_scaling n_expert n_expert_used d_latent d_rope").split(" "));
 const DEFAULTS = { attention: "heads", norm_place: "pre", window: null, d_attention: null,
   rope_scaling: null, n_expert: 0 };
 const KNOWN = { norm: ["rms", "layer"], mlp: Object.keys(ACTIVATIONS), attention: ["heads"],
@@ -194,11 +200,10 @@ export class GPT {
     this.d_kv = this.d_head * cfg.n_kv_head;
     this.get = (name) => tensors.get(name);
     for (const [name, size] of this.sizes()) {
-      if (!tensors.has(name)) throw new Error(`The weights lack ${name}, which the config needs.`);
-      if (tensors.get(name).length !== size) {
-        throw new Error(`The weights and the config are of different models: ${name} has ` +
-          `${tensors.get(name).length} numbers, not ${size}.`);
-      }
+      const n = tensors.get(name)?.length;
+      if (n === undefined) throw new Error(`The weights lack ${name}, which the config needs.`);
+      if (n !== size) throw new Error("The weights and the config are of different models: " +
+        `${name} has ${n} numbers, not ${size}.`);
     }
     this.turns = Float32Array.from({ length: this.d_head / 2 },
       (_, i) => cfg.rope_theta ** (-2 * i / this.d_head));              // radians a place
@@ -305,13 +310,11 @@ export class GPT {
   /** One token through the stack: its stream after the last norm (D,), and the cache one longer.
       note(layer, name, numbers), if it is given, sees every number on the way. */
   step(id, cache, note) {
-    const { d_model: D, context_length, norm_place, n_layer } = this.cfg, place = cache.length;
+    const { d_model: D, context_length, norm_place, n_layer, position } = this.cfg;
+    const place = cache.length, places = position === "learned" && this.get("position.weight");
     if (place >= context_length) throw new Error(`All ${context_length} places are taken.`);
     let x = this.get("embedding.weight").slice(id * D, id * D + D);
-    if (this.cfg.position === "learned") {
-      const places = this.get("position.weight");
-      x = x.map((v, i) => v + places[place * D + i]);
-    }
+    if (places) x = x.map((v, i) => v + places[place * D + i]);
     note?.(0, "embedding", x);
     for (let layer = 0; layer < n_layer; layer++) {
       const at = `blocks.${layer}`, here = note && ((name, numbers) => note(layer, name, numbers));
@@ -378,10 +381,8 @@ export function pick(probs, u) {
 // ---- Opening a model ---------------------------------------------------------------------------
 /** read(name) gives a file's bytes (ArrayBuffer), or null: a folder of a site, or dropped files. */
 export async function openModel(read) {
-  const json = async (name) => {
-    const bytes = await read(name);
-    return bytes && JSON.parse(new TextDecoder().decode(bytes));
-  };
+  const json = async (name) => read(name)
+    .then((bytes) => bytes && JSON.parse(new TextDecoder().decode(bytes)));
   const [weights, spec, config] = await Promise.all(
     [read("model.safetensors"), json("tokenizer.json"), json("config.json")]);
   if (!weights) throw new Error("There is no model.safetensors among the files.");

@@ -1,4 +1,4 @@
-/* What the live parts of a page share: one model, small helpers, and a way to bring your own. */
+/* What the live parts of a page share: a model, small helpers, and a way to bring your own. */
 import { openModel } from "./engine.js";
 
 /** An element: h("button", { class: "x", onclick: f }, "text", child). */
@@ -74,14 +74,18 @@ export function strip(rows, label) {
   return canvas;
 }
 
-// ---- The model that every live part of the page runs -------------------------------------------
-const HOME = new URL("../tinytown/", import.meta.url);      // the files that the package ships
+// ---- The models that the live parts run --------------------------------------------------------
 const NAMES = ["model.safetensors", "tokenizer.json", "config.json"];
-const listeners = new Set();
-let current = null;                          // a promise of { model, tokenizer, name }
 
-async function fromSite(name) {
-  const reply = await fetch(new URL(name, HOME)).catch(() => {
+/** A shelf for one model that parts share: the one that the package ships in `folder`, or the
+    reader's own, kept under `key`. fits(opened) throws if the parts cannot run it. */
+export const shelf = ({ folder, name, key = folder, fits = () => null }) => ({ name, key, fits,
+  home: new URL(`../${folder}/`, import.meta.url), listeners: new Set(),
+  current: null });                          // a promise of { model, tokenizer, name }
+export const BOOK = shelf({ folder: "tinytown", name: "the book's model", key: "model" });
+
+async function fromSite({ home }, name) {
+  const reply = await fetch(new URL(name, home)).catch(() => {
     throw new Error(`The page could not fetch ${name}: are you offline?`);
   });
   if (!reply.ok) throw new Error(`The page could not fetch ${name} (${reply.status}).`);
@@ -103,42 +107,43 @@ function drawer(mode, use) {
 }
 
 /** Take one step: a model that cannot is not one to keep. */
-function tried(opened) {
+function tried(at, opened) {
   const { model, tokenizer } = opened;
+  at.fits(opened);
   const logits = model.logits(model.step(tokenizer.endOfText, model.newCache()));
   if (!logits.every(Number.isFinite)) throw new Error("This model's scores are not numbers.");
   return opened;
 }
 
-async function first() {
-  const kept = await drawer("readonly", (files) => files.get("model")).catch(() => null);
+async function first(at) {
+  const kept = await drawer("readonly", (files) => files.get(at.key)).catch(() => null);
   if (kept) {
     try {
-      return tried({ ...await openModel(async (n) => kept.files[n] ?? null), name: kept.name });
+      return tried(at, { ...await openModel(async (n) => kept.files[n] ?? null), name: kept.name });
     } catch { /* an older page kept something that this one cannot read: fall back */ }
   }
-  return { ...await openModel(fromSite), name: "the book's model" };
+  return { ...await openModel((name) => fromSite(at, name)), name: at.name };
 }
 
-/** The model, opened on first use and once for the page. */
-export const currentModel = () => (current ??= first().catch((error) => {
-  current = null;                                    // so that it can be tried again
+/** A shelf's model, opened on first use and once for the page. */
+export const currentModel = (at = BOOK) => (at.current ??= first(at).catch((error) => {
+  at.current = null;                                 // so that it can be tried again
   throw error;
 }));
 
 /** Call f with the model now, and again when the reader brings another. */
-export function onModel(f) {
-  listeners.add(f);
-  return currentModel().then(f);
+export function onModel(f, at = BOOK) {
+  at.listeners.add(f);
+  return currentModel(at).then(f);
 }
 
-async function change(opened) {
-  current = Promise.resolve(opened);
-  await Promise.allSettled([...listeners].map(async (f) => f(opened)));
+async function change(at, opened) {
+  at.current = Promise.resolve(opened);
+  await Promise.allSettled([...at.listeners].map(async (f) => f(opened)));
 }
 
 /** Open files that the reader chose or dropped; keep them for the other pages. */
-async function bring(files) {
+async function bring(at, files) {
   const weights = files.find((f) => f.name === "model.safetensors")
     ?? files.find((f) => f.name.endsWith(".safetensors"));
   const chosen = {};
@@ -146,11 +151,11 @@ async function bring(files) {
     chosen[file.name] = await file.arrayBuffer();
   }
   if (weights) chosen["model.safetensors"] = await weights.arrayBuffer();
-  const opened = tried(await openModel(async (n) => chosen[n] ?? null));
+  const opened = tried(at, await openModel(async (n) => chosen[n] ?? null));
   const folder = weights.webkitRelativePath?.split("/")[0];
   const name = opened.name = folder ? `your model ${folder}` : "your model";
-  await drawer("readwrite", (box) => box.put({ name, files: chosen }, "model")).catch(() => null);
-  await change(opened);
+  await drawer("readwrite", (box) => box.put({ name, files: chosen }, at.key)).catch(() => null);
+  await change(at, opened);
 }
 
 /** Every file of what was dropped: folders are walked through. */
@@ -169,13 +174,13 @@ async function dropped(transfer) {
 }
 
 /** The line below a live part: which model runs, and how to run another. */
-export function modelLine(host) {
+export function modelLine(host, at = BOOK) {
   const says = h("p", { role: "status", class: "live-model-name" }, "The model is on its way.");
   const home = h("button", { type: "button", hidden: true, onclick: () => attempt(async () => {
-    await drawer("readwrite", (box) => box.delete("model")).catch(() => null);
-    current = null;
-    await change(await currentModel());
-  }) }, "Back to the book's model");
+    await drawer("readwrite", (box) => box.delete(at.key)).catch(() => null);
+    at.current = null;
+    await change(at, await currentModel(at));
+  }) }, `Back to ${at.name}`);
   const attempt = async (work) => {
     try { await work(); } catch (error) { says.textContent = error.message; }
   };
@@ -183,7 +188,7 @@ export function modelLine(host) {
     const element = h("input", { type: "file", ...props, hidden: true, onchange: () => {
       const files = [...element.files];
       element.value = "";                            // the same folder may be chosen again
-      attempt(() => bring(files));
+      attempt(() => bring(at, files));
     } });
     return element;
   };
@@ -194,19 +199,20 @@ export function modelLine(host) {
   host.addEventListener("drop", (event) => {
     if (!event.dataTransfer.types.includes("Files")) return;
     event.preventDefault();
-    attempt(async () => bring(await dropped(event.dataTransfer)));
+    attempt(async () => bring(at, await dropped(event.dataTransfer)));
   });
   const show = ({ model, name }) => {
     const n = model.parameters.toLocaleString("en");
     says.textContent = `Runs in your browser: ${name}, ${model.cfg.n_layer} layers, ${n} numbers.`;
-    home.hidden = name === "the book's model";
+    home.hidden = name === at.name;
   };
-  onModel(show).catch((error) => { says.textContent = error.message; });
+  onModel(show, at).catch((error) => { says.textContent = error.message; });
   return h("div", { class: "live-model" }, says, h("details", {},
     h("summary", {}, "Run your own model here"),
-    h("p", {}, "Trained one with ", h("code", {}, "minigpt train"),
-      "? Drop its folder here, or choose it: every live part of the book then runs it. " +
-      "Nothing is sent anywhere."),
+    h("p", {}, at === BOOK ? ["Trained one with ", h("code", {}, "minigpt train"), "?"]
+      : "Taught one to answer?", " Drop its folder here, or choose it: every " +
+      `${at === BOOK ? "live part" : "conversation"} of the book then runs it. Nothing is sent ` +
+      "anywhere."),
     h("p", { class: "live-row" }, choose("Choose a folder", folder), choose("Choose files", file),
       home, folder, file)));
 }

@@ -1,16 +1,16 @@
 /* Brings the live parts of a page to life when they come near; till then a picture stands there. */
 const PARTS = { tokens: "tokens.js", attention: "attention.js", machine: "machine.js",
   sampler: "sampler.js", story: "sampler.js", cache: "cache.js",
-  kin: "kin.js", graph: "graph.js", trainer: "trainer.js" };
-const ALONE = new Set(["graph", "trainer"]);         // these do not run the book's model
+  kin: "kin.js", graph: "graph.js", trainer: "trainer.js", chat: "chat.js" };
+const ALONE = new Set(["graph", "trainer"]);         // these do not run a model of the book
 
 async function wake(host) {
   const { live, text } = host.dataset, still = [...host.childNodes];
   try {
-    const { default: build } = await import(new URL(PARTS[live], import.meta.url));
+    const { default: build, at } = await import(new URL(PARTS[live], import.meta.url));
     const { currentModel, modelLine } = await import(new URL("shell.js", import.meta.url));
     if (!ALONE.has(live)) {
-      await currentModel().catch((error) => { host.append(modelLine(host)); throw error; });
+      await currentModel(at).catch((error) => { host.append(modelLine(host, at)); throw error; });
     }
     await build(host, { text, simple: live === "story", auto: live === "story" });
     host.classList.add("live-awake");
