@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SHIPPED', 'fingerprint', 'write_whole', 'flush', 'save_tensors', 'before_it', 'load_tensors', 'to_bytes',
            'from_bytes', 'model_tensors', 'fill_model', 'pack_optimizers', 'unpack_optimizers', 'checkpoints_in',
-           'only_run', 'writes_files', 'save_checkpoint', 'load_checkpoint', 'save_model', 'shipped_model',
-           'model_path', 'model_folder', 'load_model']
+           'only_run', 'writes_files', 'save_checkpoint', 'load_checkpoint', 'check_plain', 'save_model',
+           'shipped_model', 'model_path', 'model_folder', 'load_model']
 
 # %% ../nbs/44_checkpoints.ipynb #imports
 import hashlib
@@ -295,6 +295,19 @@ def load_checkpoint(
         torch.set_rng_state(tensors["random"])
     return about
 
+# %% ../nbs/44_checkpoints.ipynb #check-plain
+def check_plain(
+    model: GPT,
+) -> None:
+    "A ValueError says that a model has parts for which a plain GPT's file has no place."
+    with torch.device("meta"):
+        plain = dict(GPT(model.cfg).named_parameters())
+    strange = sorted(plain.keys() ^ dict(model.named_parameters()).keys())
+    if strange:
+        owner = strange[0].partition(".adapters.")[0].removesuffix(".weight").removesuffix(".base")
+        raise ValueError(f"{owner} is no plain layer; lora.merge(model) makes one of it and its "
+                         "adapter, and adapters.save_adapter writes an adapter alone")
+
 # %% ../nbs/44_checkpoints.ipynb #save-model
 def save_model(
     folder: str | Path,         # made if it is missing
@@ -304,6 +317,7 @@ def save_model(
     bits: int = 32,             # of a weight; 8: a quarter of the size, and a little less exact
 ) -> None:
     "Write what inference needs: model.safetensors, config.json, tokenizer.json."
+    check_plain(model)
     if bits not in (8, 32):
         raise ValueError(f"bits={bits} is not known; choose 32, or 8 for a smaller file")
     tensors = {name: whole(p) for name, p in model.named_parameters()}

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from .checkpoint import load_model, write_whole
+from .checkpoint import check_plain, load_model, write_whole
 from .config import ModelConfig, RopeScaling, check_numbers, later
 from .model import GPT
 from .tokenizer import Tokenizer, join_surrogates, printable_bytes
@@ -684,6 +684,7 @@ def to_huggingface(
 ) -> None:
     "Write a folder that `transformers` opens. A ValueError says if no architecture of theirs fits."
     family, their = family_for(model.cfg)
+    check_plain(model)
     folder = Path(folder)
     if any(folder.glob("model*.safetensors")):
         raise ValueError(f"{folder} holds a model already; choose a new folder")

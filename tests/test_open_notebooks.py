@@ -24,6 +24,7 @@ import elsewhere  # noqa: E402
 SITE = elsewhere.SITE
 QUICK = "54_constrained"      # seconds to run; needs llguidance, matplotlib and the shipped weights
 ON_DEMAND = {"datasets", "lm_eval"}     # a function imports it, and says how to install it
+IF_THERE = {"peft", "bitsandbytes"}     # a proof imports it where it is installed
 PRESENT = sys.stdlib_module_names | {"minigpt"}
 LEFT = re.compile(r"\{[\w:.-]+\}`|^ {0,3}(?::::|(?:```|~~~)\{)|^\([\w:.-]+\)=$|^\{[.#]|\]\{[.#]"
                   r"|<(?:svg|script|style)\b", re.M)
@@ -198,7 +199,7 @@ def imported() -> set[str]:
                     found |= {alias.name.split(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom):
                     found.add(node.module.split(".")[0])
-    return found - PRESENT - ON_DEMAND
+    return found - PRESENT - ON_DEMAND - IF_THERE
 
 
 def pip_settings() -> dict[str, str]:

@@ -111,6 +111,13 @@ TERMS = {
     "chat template": "chat template",
     "system prompt": "system prompt",
     "prompt caching": "prompt caching|prefix caching",
+    "LoRA": "LoRA",
+    "adapter": "adapter",
+    "low-rank": "low-rank|low rank",
+    "quantization": "quanti[sz]ation|quanti[sz]ed",
+    "NF4": "NF4",
+    "double quantization": "double quanti[sz]ation",
+    "QLoRA": "QLoRA",
 }
 # Plain English too: only that they are defined.
 COMMON = {
