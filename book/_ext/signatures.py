@@ -133,8 +133,9 @@ class Reader:
             b.endswith(("Error", "Exception")) for b in bases) else "class")
         entry.parameters, entry.bases = self.fields(node), bases
         for part in node.body:
-            if not isinstance(part, FUNCTION):
-                continue
+            if not isinstance(part, FUNCTION) or any(
+                    ast.unparse(d) == f"{part.name}.setter" for d in part.decorator_list):
+                continue                             # a property's setter has its getter's entry
             if part.name == "__init__":
                 made = self.function(part)
                 entry.parameters = made.parameters
