@@ -1,5 +1,6 @@
 "What several test files share: repeatable hypothesis, a tiny tokenizer, a tiny saved model."
 import shutil
+import signal
 
 import pytest
 import torch
@@ -9,6 +10,9 @@ from minigpt.checkpoint import save_model
 from minigpt.config import ModelConfig
 from minigpt.model import GPT
 from minigpt.tokenizer import train_tokenizer
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:      # as behind nohup: what the tests start
+    signal.signal(signal.SIGINT, signal.default_int_handler)     # would not hear a Ctrl-C either
 
 settings.register_profile("laws", deadline=None, derandomize=True, database=None)
 settings.load_profile("laws")

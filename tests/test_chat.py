@@ -570,11 +570,8 @@ def test_an_empty_answer_is_mentioned(chatty, tmp_path, monkeypatch, capsys):
     assert "it said nothing" in capsys.readouterr().err
 
 
-START = """import fcntl, signal, sys, termios
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-signal.signal(signal.SIGINT, signal.default_int_handler)    # whoever runs the tests may ignore it
-from minigpt.cli import main
-sys.exit(main())"""
+START = ("import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+         "from minigpt.cli import main; sys.exit(main())")
 
 
 class Terminal:
