@@ -48,8 +48,6 @@ def learn(model: GPT, tokenizer, texts: Iterable[str], steps: int, lr: float, se
     "Muon and AdamW at the recipe's proportion of rates, eight rows a step."
     examples = [e for e in (text_example(tokenizer, t) for t in texts) if len(e.ids) <= 257]
     batches, model = Packed(examples, 8, 256, seed), model.train()
-    for p in model.parameters():
-        p.requires_grad_(True)
     for _ in train(model, batches, muon_for(model, lr, 2.5 * lr, 0.02), steps,
                    partial(trapezoid, steps=steps, warmup=steps // 50 + 1,
                            cooldown=int(0.8 * steps)), objective=answer_loss):

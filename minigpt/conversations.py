@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Message', 'REQUESTS', 'MANNERS', 'WISHES', 'SMALL_TALK', 'UNKNOWN', 'ELSEWHERE', 'ONLY_HERE', 'NOBODY', 'NO_SUCH_PET',
-           'NOT_KNOWN', 'NOUNS', 'FACT_NAMES', 'OPENINGS', 'FIRST', 'NEXT', 'WISHABLE', 'NOTED', 'OFTEN', 'FIRSTS',
-           'NEXTS', 'AFTER_A_NOTE', 'CHAT_EXAMS', 'said', 'with_pronoun', 'of_friend', 'and_then', 'Exchange', 'Talk',
-           'ask', 'portrait', 'story', 'facts', 'sum_', 'small_talk', 'stranger', 'unknown', 'elsewhere', 'note',
-           'pronoun', 'ellipsis', 'switch', 'meant', 'friend', 'doubt', 'wrong', 'go_on', 'conversation', 'chat_exam']
+           'NOT_KNOWN', 'NOUNS', 'OPENINGS', 'FIRST', 'NEXT', 'WISHABLE', 'NOTED', 'OFTEN', 'FIRSTS', 'NEXTS',
+           'AFTER_A_NOTE', 'CHAT_EXAMS', 'said', 'with_pronoun', 'of_friend', 'as_field', 'and_then', 'Exchange',
+           'Talk', 'ask', 'portrait', 'story', 'facts', 'sum_', 'small_talk', 'stranger', 'unknown', 'elsewhere',
+           'note', 'pronoun', 'ellipsis', 'switch', 'meant', 'friend', 'doubt', 'wrong', 'go_on', 'conversation',
+           'chat_exam']
 
 # %% ../nbs/69_how_the_town_talks.ipynb #imports
 import json
@@ -178,9 +179,6 @@ NOT_KNOWN = "I do not know {name}'s {unknown}."
 NOUNS = {"job": "job", "home": "home", "pet": "pet", "pet_name": "pet's name",
          "food": "favourite food", "friend": "best friend", "place": "favourite place",
          "hobby": "hobby", "age": "age", "colour": "favourite colour"}
-FACT_NAMES = {"job": "job", "home": "home", "pet": "pet", "pet_name": "pet's name", "food": "food",
-              "friend": "friend", "place": "place", "hobby": "hobby", "age": "age",
-              "colour": "colour"}
 
 # %% ../nbs/69_how_the_town_talks.ipynb #with-pronoun
 def with_pronoun(
@@ -197,6 +195,14 @@ def of_friend(
 ) -> str:              # "Where does {his} best friend live?"
     "Ask the same of the best friend, who is not named."
     return pattern.replace("{name}", "{his} best friend")
+
+
+def as_field(
+    relation: str,     # "job", "age"
+    value: str,        # "a baker", "41"
+) -> str | int:        # "baker", 41
+    "A fact as JSON has it: no article, and a number for an age."
+    return int(value) if relation == "age" else re.sub(r"^an? ", "", value)
 
 
 def and_then(
@@ -326,9 +332,9 @@ class Talk:
             reply = short
         elif manner in OPENINGS:
             reply = f"{self.choose(OPENINGS[manner])} {reply}"
-        self.messages.append({"role": "user", "content": user})
+        self.messages.append(said("user", user))
         self.exchanges.append(Exchange(kind, tuple(self.messages), reply, question, manner))
-        self.messages.append({"role": "assistant", "content": reply})
+        self.messages.append(said("assistant", reply))
 
     def somebody(self) -> str:
         "A person of the town who is not spoken of yet."
@@ -354,8 +360,11 @@ class Talk:
 
     def bare(self, relation: str) -> str | int:
         "A fact of whoever is in the scene, as JSON has it: no article, and a number for an age."
-        value = re.sub(r"^an? ", "", self.scene.say(SHORT_ANSWERS[relation]))
-        return int(value) if relation == "age" else value
+        return as_field(relation, self.scene.say(SHORT_ANSWERS[relation]))
+
+    def perhaps_and(self, text: str) -> str:
+        "Join two questions in five to the one before."
+        return and_then(text) if self.choose((True, False), (0.4, 0.6)) else text
 
     def any_relation(self, *without: str | None) -> str:
         "What to ask for, other than what was asked."
@@ -378,8 +387,8 @@ def portrait(talk: Talk) -> None:
     sentences = [talk.scene.say(ANSWERS[told[0]])] + [
         talk.scene.say(with_pronoun(ANSWERS[r])) for r in told[1:]]
     sentences = [s[0].upper() + s[1:] for s in sentences]
-    bare = {r: facts[r] if r != "age" else int(facts["age"]) for r in told}
-    talk.turn("portrait", user, " ".join(sentences), sentences[0], bare)
+    fields = {relation: as_field(relation, facts[relation]) for relation in told}
+    talk.turn("portrait", user, " ".join(sentences), sentences[0], fields)
 
 
 def story(talk: Talk) -> None:
@@ -407,7 +416,7 @@ def facts(talk: Talk) -> None:
     one = talk.choose(bare)
     two = talk.choose([r for r in bare if r != one])
     user = talk.ask_for("two facts", **facts, one=one, two=two)
-    values = {r: int(facts[r]) if r == "age" else facts[r] for r in (one, two)}
+    values = {relation: as_field(relation, facts[relation]) for relation in (one, two)}
     manner, talk.manner = talk.manner, "json"
     talk.turn("facts", user, "", None, {"name": talk.about} | values)
     talk.manner = manner
@@ -438,7 +447,7 @@ def small_talk(talk: Talk, *topics: str) -> None:
 def stranger(talk: Talk) -> None:
     "A question about somebody whom nobody knows."
     relation = talk.choose(list(QUESTIONS))
-    pet = talk.choose(list({p.pet for p in talk.town.people}))
+    pet = talk.choose(sorted({p.pet for p in talk.town.people}))     # a set has no order
     if relation == "owner":
         name, reply = talk.choose(talk.town.stray_names), NO_SUCH_PET
         if not talk.held_out:
@@ -482,17 +491,14 @@ def note(talk: Talk, kind: str | None = None) -> None:
         q = noted.ask(kind or talk.weighed(NOTED))
         user = q.text
         if q.subject == last and q.subject in noted.people and talk.choose((True, False)):
-            user = re.sub(rf"\b(with|visit|for|of|makes) {last}\b(?!')",
-                          rf"\1 {PRONOUNS[pronoun_for(last)][1]}", user)
-            user = user.replace(f"{last}'s", PRONOUNS[pronoun_for(last)][2])
-            user = re.sub(rf"\b{last}\b", PRONOUNS[pronoun_for(last)][0], user)
+            he, him, his = PRONOUNS[pronoun_for(last)]
+            pattern = with_pronoun(re.sub(rf"\b{last}\b", "{name}", user))
+            user = pattern.format(he=he, him=him, his=his)
         full = q.answer if DOES_NOT_SAY in q.answer else noted.scene.say(ANSWERS[q.relation])
-        bare = re.sub(r"^an? ", "", q.answer)
-        known = None if DOES_NOT_SAY in q.answer else bare
+        known = None if DOES_NOT_SAY in q.answer else as_field(q.relation, q.answer)
+        bare = str(known)
         short = "The note does not say." if known is None else bare[0].upper() + bare[1:] + "."
-        talk.turn("note", text + user, full, short,
-                  {"name": q.subject, q.relation: int(bare) if known and q.relation == "age"
-                   else known}, q)
+        talk.turn("note", text + user, full, short, {"name": q.subject, q.relation: known}, q)
         text, last = "", q.subject
     talk.about, talk.relation = None, None
 
@@ -501,16 +507,15 @@ def pronoun(talk: Talk) -> None:
     "A question about the same person, who is not named."
     relation = talk.any_relation("owner")
     text = with_pronoun(talk.choose(QUESTIONS[relation][talk.held_out]))
-    talk.fact("pronoun", talk.about, relation,
-              and_then(text) if talk.choose((True, False), (0.4, 0.6)) else text)
+    talk.fact("pronoun", talk.about, relation, talk.perhaps_and(text))
 
 
 def ellipsis(talk: Talk) -> None:
     "Half a question: the person and the rest stand in the turns before."
     relation = talk.any_relation("owner")
-    before, after = talk.choose((("And ", "?"), ("What about ", "?"), ("And what is ", "?"))
-                                if not talk.held_out else (("How about ", "?"), ("Then ", "?")))
-    talk.fact("ellipsis", talk.about, relation, f"{before}{{his}} {NOUNS[relation]}{after}")
+    before = talk.choose(("How about", "Then") if talk.held_out else
+                         ("And", "What about", "And what is"))
+    talk.fact("ellipsis", talk.about, relation, f"{before} {{his}} {NOUNS[relation]}?")
 
 
 def switch(talk: Talk, request: str = "switch") -> None:
@@ -533,8 +538,7 @@ def friend(talk: Talk) -> None:
                                      if "{pet}" not in p]))
     talk.scene.cast[""] = talk.people[talk.about]
     text = talk.scene.say(pattern)
-    talk.fact("friend", name, relation,
-              and_then(text) if talk.choose((True, False), (0.4, 0.6)) else text)
+    talk.fact("friend", name, relation, talk.perhaps_and(text))
 
 
 def doubt(talk: Talk) -> None:
@@ -597,7 +601,7 @@ def conversation(
     talk = Talk(chooser, town)
     if talk.choose((True, False), (0.3, 0.7)):
         talk.manner = talk.manner_of(MANNERS)
-        talk.messages.append({"role": "system", "content": talk.choose(MANNERS[talk.manner][0])})
+        talk.messages.append(said("system", talk.choose(MANNERS[talk.manner][0])))
     FIRSTS[talk.weighed(FIRST)](talk)
     for _ in range(talk.choose((0, 1, 2, 3, 4), (0.25, 0.2, 0.2, 0.2, 0.15))):
         if sum(len(m["content"]) for m in talk.messages) > max_letters:
@@ -635,8 +639,7 @@ def chat_exam(
         elif name == "manner":
             if talk.choose((True, False)):
                 talk.manner = talk.choose(list(MANNERS))
-                talk.messages.append({"role": "system",
-                                      "content": talk.choose(MANNERS[talk.manner][1])})
+                talk.messages.append(said("system", talk.choose(MANNERS[talk.manner][1])))
             else:
                 talk.wishes = 1.0
             ask(talk)
