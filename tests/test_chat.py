@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_cli import PATIENCE
 
 import minigpt
 from minigpt import checkpoint
@@ -40,7 +41,6 @@ from minigpt.weights import to_huggingface
 
 MARKERS = (END_OF_TEXT, *ROLES.values(), END_OF_TURN)
 HELLO = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello, Zoë! 🍓"}]
-PATIENCE = 900      # seconds, against a hang: on a busy machine the start alone has taken a minute
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no pty")
 
 

@@ -37,11 +37,11 @@ OPTIONS = {"generate": SAMPLING, "ask": SAMPLING, "tokenize": ("--checkpoint",),
            "recipes": (), "eval": ("--checkpoint", "--tasks", "--n", "--seed", "--out")}
 PROGRESS = re.compile(r"Preparing |[\d,]+ parameters, |step \d+/|Done\. ")     # what is no error
 STEPS = 400
+PATIENCE = 900      # seconds, against a hang: on a busy machine the start alone has taken a minute
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process alone")
 
 
-@pytest.fixture
-def run(capsys):
+def runner(capsys, progress):
     "Runs a command in this process and gives its exit code, its output and its error lines."
     def run(*argv):
         capsys.readouterr()
@@ -51,8 +51,13 @@ def run(capsys):
             code = e.code
         out, err = capsys.readouterr()
         run.err = err
-        return code, out, [x for x in err.splitlines() if not PROGRESS.match(x)]
+        return code, out, [x for x in err.splitlines() if not progress.match(x)]
     return run
+
+
+@pytest.fixture
+def run(capsys):
+    return runner(capsys, PROGRESS)
 
 
 def start(*argv):
@@ -396,7 +401,6 @@ def test_the_recipe_says_what_the_model_is(prepared):
 
 # --- Ctrl-C
 
-PATIENCE = 900      # seconds, against a hang: on a busy machine the start alone has taken a minute
 
 
 @posix

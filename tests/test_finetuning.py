@@ -17,11 +17,11 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from test_cli import COMMAND, PATIENCE, runner
 from test_families import build_theirs, build_tokenizer
 
 import minigpt
 from minigpt.checkpoint import checkpoints_in, fingerprint, load_tensors
-from minigpt.cli import main
 from minigpt.config import ModelConfig
 from minigpt.finetuning import (
     Batch,
@@ -397,24 +397,12 @@ def test_a_hugging_face_checkpoint_comes_back_as_one(family, tmp_path):
 
 # --- the command
 
-COMMAND = [sys.executable, "-c", "import sys; from minigpt.cli import main; sys.exit(main())"]
 PROGRESS = re.compile(r"Preparing |Note: |\d+ steps of |step \d+/|Done\. ")     # what is no error
-PATIENCE = 900      # seconds, against a hang: on a busy machine the start alone has taken a minute
 
 
 @pytest.fixture
 def run(capsys):
-    "Runs a command in this process and gives its exit code, its output and its error lines."
-    def run(*argv):
-        capsys.readouterr()
-        try:
-            code = main([str(a) for a in argv])
-        except SystemExit as e:                         # argparse's way out
-            code = e.code
-        out, err = capsys.readouterr()
-        run.err = err
-        return code, out, [x for x in err.splitlines() if not PROGRESS.match(x)]
-    return run
+    return runner(capsys, PROGRESS)
 
 
 @pytest.fixture(scope="module")
