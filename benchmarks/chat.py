@@ -2,9 +2,12 @@
 
     python -m benchmarks.chat runs/chat              # trains: about 12 minutes on two quiet cores
     python -m benchmarks.chat runs/chat --ship       # measures the trained one, and ships it
+    python -m benchmarks.chat runs/lora --how lora   # an adapter in place of all weights; or qlora
+    python -m benchmarks.chat runs/lora --measure    # the exams, and no more
 
 Seven tenths of the tokens are conversations, the rest are the town's documents, so that the model
-forgets none of them. Muon moves the matrices, AdamW the rest.
+forgets none of them. Muon moves the matrices, AdamW the rest; an adapter and the markers' vectors
+are moved by AdamW.
 """
 import argparse
 import json
@@ -23,8 +26,9 @@ from minigpt.checkpoint import shipped_model
 from minigpt.conversations import CHAT_EXAMS, chat_exam, conversation
 from minigpt.evaluation import wilson
 from minigpt.finetuning import Example, Packed, answer_loss, text_example
+from minigpt.lora import add_lora, merge, to_nf4
 from minigpt.loss import document_loss
-from minigpt.optim import muon_for, trapezoid
+from minigpt.optim import AdamW, muon_for, trapezoid
 from minigpt.tinytown import Chooser, Tinytown
 from minigpt.tokenizer import Tokenizer
 from minigpt.training import train
@@ -32,6 +36,7 @@ from minigpt.training import train
 TOWN = Tinytown(0)
 STEPS, ROWS, LENGTH, SHARE = 3000, 8, 256, 0.7
 RATES = (0.005, 0.0125)           # Muon's and AdamW's; the base was trained with 0.008 and 0.02
+RANK, LORA_RATE = 32, 0.003       # of an adapter beside every matrix of the blocks
 
 
 def lessons(tokenizer: Tokenizer, n_tokens: int, seed: int) -> list[Example]:
@@ -55,24 +60,44 @@ def lessons(tokenizer: Tokenizer, n_tokens: int, seed: int) -> list[Example]:
             return examples
 
 
-def teach(folder: Path, seed: int, steps: int) -> None:
+def adapt(model: GPT, n_new: int, lr: float, nf4: bool) -> list[AdamW]:
+    "Freeze a model but for an adapter and the vectors of its last tokens, the markers."
+    if nf4:
+        to_nf4(model)
+    add_lora(model, RANK, 2.0 * RANK)
+    table = model.embedding.weight.requires_grad_()
+    is_new = torch.arange(len(table))[:, None] >= len(table) - n_new
+    table.register_hook(lambda grad: grad * is_new)              # AdamW leaves a slope of 0 alone
+    return [AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)]
+
+
+def teach(folder: Path, seed: int, steps: int, how: str, lr: float) -> None:
     "Train, and write the model down in 8 bits with its facts."
     base, tokenizer = load()
     torch.manual_seed(seed)
     model, tokenizer = add_chat_tokens(base, tokenizer)
+    n_new, n_all = model.cfg.vocab_size - base.cfg.vocab_size, model.num_parameters()
+    if how == "full":
+        optimizers, trained = muon_for(model, *RATES, 0.02), n_all
+    else:
+        optimizers = adapt(model, n_new, lr, how == "qlora")
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad) \
+            - base.cfg.vocab_size * base.cfg.d_model
     batches = Packed(lessons(tokenizer, steps * ROWS * (LENGTH + 1), seed), ROWS, LENGTH, seed)
     schedule = partial(trapezoid, steps=steps, warmup=steps // 50, cooldown=steps * 8 // 10)
     start, cpu = time.perf_counter(), time.process_time()
-    for step in train(model.train(), batches, muon_for(model, *RATES, 0.02), steps, schedule,
-                      objective=answer_loss):
+    for step in train(model.train(), batches, optimizers, steps, schedule, objective=answer_loss):
         if step.n % 100 == 0:
             print(f"{step.n} {step.loss:.3f} {time.perf_counter() - start:.0f} s", flush=True)
     about = {"recipe": "python -m benchmarks.chat", "seed": seed, "steps": steps,
              "tokens seen": steps * ROWS * LENGTH, "share of conversations": SHARE,
-             "rates": list(RATES), "minutes": round((time.perf_counter() - start) / 60, 1),
+             "how": how, "parameters trained": trained,
+             "rates": list(RATES) if how == "full" else [lr], "minutes": round((time.perf_counter() - start) / 60, 1),
              "processor minutes": round((time.process_time() - cpu) / 60, 1),
              "threads": torch.get_num_threads(), "torch": torch.__version__,
-             "python": platform.python_version(), "parameters": model.num_parameters()}
+             "python": platform.python_version(), "parameters": n_all}
+    if how != "full":
+        merge(model, keep=False)
     save_model(folder, model.eval(), tokenizer, about, bits=8)
     (folder / "facts.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
@@ -128,9 +153,14 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--how", choices=("full", "lora", "qlora"), default="full")
+    parser.add_argument("--lr", type=float, default=LORA_RATE, help="of an adapter")
+    parser.add_argument("--measure", action="store_true", help="print its exams")
     parser.add_argument("--ship", action="store_true", help="measure it, and ship it")
     args = parser.parse_args()
     if args.ship:
         ship(args.folder)
+    elif args.measure:
+        print(json.dumps(measure(args.folder)))
     else:
-        teach(args.folder, args.seed, args.steps)
+        teach(args.folder, args.seed, args.steps, args.how, args.lr)

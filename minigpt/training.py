@@ -111,6 +111,7 @@ def train(
     n_processes: int = 1,                           # how many that share each batch (`distributed`)
     precision: torch.dtype | str = torch.float32,   # of the products; bfloat16 on a GPU
     objective: Objective | None = None,             # another loss than that of each next token
+    max_loss: float | None = None,                  # more has exploded; None: 2 ln V, in nats
 ) -> Iterator[Step]:                                # one report a step; the caller does the rest
     "Train, and report. A TrainingDiverged names the step, the batch and the likely cause."
     device = next(model.parameters()).device
@@ -119,7 +120,8 @@ def train(
     for group in groups:
         group.setdefault("peak_lr", group["lr"])
     inner = getattr(model, "module", model)         # DistributedDataParallel wraps it
-    exploded = 2 * math.log(inner.cfg.vocab_size) if hasattr(inner, "cfg") else math.inf    # nats
+    if max_loss is None:                            # twice that of uniform guessing
+        max_loss = 2 * math.log(inner.cfg.vocab_size) if hasattr(inner, "cfg") else math.inf
     for n in range(first_step, steps):
         share = schedule(n)                         # set before the step: step 1 is scheduled too
         for group in groups:
@@ -139,7 +141,7 @@ def train(
             torch.distributed.all_reduce(losses)
             loss = losses.item()
         grad_norm = clip_gradients(params, max_grad_norm)
-        if not math.isfinite(loss + grad_norm) or loss > exploded:
+        if not math.isfinite(loss + grad_norm) or loss > max_loss:
             raise TrainingDiverged(
                 f"step {n + 1}, batch {n}: loss {loss:.3g}, gradient {grad_norm:.3g}; "
                 f"{diagnosis(model, loss, grad_norm, schedule(max(0, n - 1)))}")
