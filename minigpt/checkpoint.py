@@ -334,11 +334,11 @@ def save_model(
     save_tensors(folder / "model.safetensors", tensors, about)
 
 # %% ../nbs/44_checkpoints.ipynb #shipped-model
-SHIPPED = ("tinytown", "chat")    # models that come with the package
+SHIPPED = ("tinytown", "chat", "sums")    # models that come with the package
 
 
 def shipped_model(
-    name: str = "tinytown",       # or "chat"
+    name: str = "tinytown",       # one of SHIPPED
 ) -> Path:                        # the folder inside the package
     "Where the weights that come with the package lie."
     return Path(str(files("minigpt"))) / "shipped" / name

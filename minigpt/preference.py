@@ -34,10 +34,10 @@ def chat_answer(
     reply: str,                      # what the assistant says, or could say
 ) -> Example:                        # the reply counts, with the marker that ends it
     "One answer in a conversation; the turns before it are only read."
+    start = chat_ids(tokenizer, messages)
     if not reply.strip():
         raise ValueError(f"the answer to {messages[-1]['content'][-60:]!r} is empty; an answer "
                          "needs a word at least")
-    start = chat_ids(tokenizer, messages)
     said = [*tokenizer.encode(" " + reply), tokenizer.special[END_OF_TURN]]
     return Example([*start, *said], [*[False] * len(start), *[True] * len(said)])
 
@@ -85,7 +85,7 @@ def answer_kl(
     p, q = (model.logits(model.hidden(batch.inputs)[counts]).float().log_softmax(dim=-1)
             for model in (policy, reference))
     each = (p.exp() * (p - q)).sum(dim=-1)
-    return torch.zeros(counts.shape).masked_scatter(counts, each).sum(dim=-1)
+    return torch.zeros_like(counts, dtype=torch.float32).masked_scatter(counts, each).sum(dim=-1)
 
 # %% ../nbs/74_preference.ipynb #reward-model
 class RewardModel(nn.Module):
@@ -97,7 +97,7 @@ class RewardModel(nn.Module):
     ):
         super().__init__()
         self.cfg, self.body = model.cfg, copy.deepcopy(model)
-        self.head = nn.Linear(model.cfg.d_model, 1)
+        self.head = nn.Linear(model.cfg.d_model, 1, device=model.device, dtype=model.dtype)
         nn.init.zeros_(self.head.weight)                 # at first every answer is as good
         nn.init.zeros_(self.head.bias)
 
@@ -148,8 +148,8 @@ def kto_loss(
     drift: float = 0.0,              # z: how far the policy has moved altogether, in nats
 ) -> Tensor:                         # (n,) from 0 to 1
     "A thumb up or down for single answers (KTO, Ethayarajh et al. 2024)."
-    side = torch.where(liked, 1.0, -1.0)
-    return 1 - torch.sigmoid(side * beta * (ratio - drift))
+    better = beta * (ratio - drift)
+    return 1 - torch.sigmoid(torch.where(liked, better, -better))
 
 # %% ../nbs/74_preference.ipynb #pair
 class Pair(NamedTuple):
@@ -186,8 +186,12 @@ class Pairs:
         check_numbers({"batch_size": batch_size}, whole=True)
         for n, pair in enumerate(pairs):
             for side in pair:
-                if not any(side.learn):
+                if not any(side.learn[1:]):              # nothing foretells a first token
                     raise ValueError(f"pair {n} has an answer without a token; leave it out")
+                if reference is not None and len(side.ids) > reference.cfg.context_length:
+                    raise ValueError(f"pair {n} has {len(side.ids)} tokens, more than "
+                                     f"context_length={reference.cfg.context_length}; shorten it, "
+                                     "or leave it out")
         self.pairs, self.batch_size, self.seed = pairs, min(batch_size, len(pairs)), seed
         self.reference = torch.zeros(2, len(pairs))
         if reference is not None:
@@ -232,6 +236,8 @@ def preference_objective(
     check_numbers({"beta": beta}, whole=False)
     if loss not in ("dpo", "ipo", "kto", None):
         raise ValueError(f"loss={loss!r} is unknown; choose from dpo, ipo, kto, or None")
+    if not 0 <= nll < math.inf or loss is None and not nll:
+        raise ValueError(f"nll={nll} must be a number from 0 on, and above 0 where loss=None")
 
     def objective(model: GPT, batch: PairBatch) -> tuple[Tensor, int]:
         each = token_log_probs(model, batch.answers)                         # (2n, T)

@@ -1,0 +1,91 @@
+"""Teach the chat model sums, some with their steps, and put the result into the package.
+
+    python -m benchmarks.reasoning runs/sums           # trains: a minute of one core
+    python -m benchmarks.reasoning runs/sums --ship    # measures the trained one, and ships it
+
+A third of the examples is worked, the others are bare. It is meant to be half taught: the chapters
+on reinforcement and on reasoning go on from there.
+"""
+import argparse
+import json
+import platform
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from minigpt import load, save_model
+from minigpt.chat import replies
+from minigpt.checkpoint import shipped_model
+from minigpt.evaluation import wilson
+from minigpt.finetuning import Packed, answer_loss
+from minigpt.optim import muon_for, trapezoid
+from minigpt.reasoning import is_right, sum_examples, sum_pairs, sum_question
+from minigpt.sampling import temperature
+from minigpt.training import train
+
+STEPS, ROWS, LENGTH, SHARE, RATE = 180, 8, 128, 0.35, 0.003
+
+
+def teach(folder: Path, seed: int, steps: int, share: float) -> None:
+    "Train, and write the model down in 8 bits with its facts."
+    model, tokenizer = load("chat")
+    torch.manual_seed(seed)
+    batches = Packed(sum_examples(tokenizer, 50 * steps, share, seed), ROWS, LENGTH, seed)
+    schedule = partial(trapezoid, steps=steps, warmup=steps // 20, cooldown=steps * 6 // 10)
+    start, cpu = time.perf_counter(), time.process_time()
+    for step in train(model.train(), batches, muon_for(model, RATE, 2.5 * RATE, 0.0), steps,
+                      schedule, objective=answer_loss):
+        if step.n % 60 == 0:
+            print(f"{step.n} {step.loss:.3f}", flush=True)
+    about = {"recipe": "python -m benchmarks.reasoning", "seed": seed, "steps": steps,
+             "share of worked sums": share, "rate": RATE,
+             "seconds": round(time.perf_counter() - start),
+             "processor seconds": round(time.process_time() - cpu),
+             "threads": torch.get_num_threads(), "torch": torch.__version__,
+             "python": platform.python_version(), "parameters": model.num_parameters()}
+    save_model(folder, model.eval(), tokenizer, about, bits=8)
+    (folder / "facts.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(folder: Path, n: int = 1000) -> dict:
+    "Right answers to held-out sums, how many think, greedily and at temperature 1."
+    model, tokenizer = load(folder)
+    asked, facts = sum_pairs(held_out=True)[:n], {"held-out sums": n}
+    for name, t in (("likeliest", 0.0), ("drawn", 1.0)):
+        said = replies(model, tokenizer, [sum_question(*pair) for pair in asked], 60,
+                       [temperature(t)])
+        marks = [is_right(reply, *pair) for reply, pair in zip(said, asked)]
+        thinks = ["=" in reply for reply in said]
+        facts[f"{name}, right"] = [round(x, 4) for x in wilson(sum(marks), n)]
+        facts[f"{name}, thinks"] = round(sum(thinks) / n, 4)
+        for kind, wanted in (("thinks", True), ("blurts", False)):
+            these = [mark for mark, think in zip(marks, thinks) if think == wanted]
+            facts[f"{name}, right if it {kind}"] = [sum(these), len(these)]
+    return facts
+
+
+def ship(folder: Path) -> None:
+    "Measure a taught model, and copy it into the package."
+    facts = {**json.loads((folder / "facts.json").read_text(encoding="utf-8")), **measure(folder)}
+    home = shipped_model("sums")
+    home.mkdir(parents=True, exist_ok=True)
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        (home / name).write_bytes((folder / name).read_bytes())
+    (home / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(facts, indent=1))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--share", type=float, default=SHARE, help="of worked sums")
+    parser.add_argument("--ship", action="store_true", help="measure it, and ship it")
+    args = parser.parse_args()
+    if args.ship:
+        ship(args.folder)
+    else:
+        teach(args.folder, args.seed, args.steps, args.share)
