@@ -92,7 +92,8 @@ def teach(folder: Path, seed: int, steps: int, how: str, lr: float) -> None:
     about = {"recipe": "python -m benchmarks.chat", "seed": seed, "steps": steps,
              "tokens seen": steps * ROWS * LENGTH, "share of conversations": SHARE,
              "how": how, "parameters trained": trained,
-             "rates": list(RATES) if how == "full" else [lr], "minutes": round((time.perf_counter() - start) / 60, 1),
+             "rates": list(RATES) if how == "full" else [lr],
+             "minutes": round((time.perf_counter() - start) / 60, 1),
              "processor minutes": round((time.process_time() - cpu) / 60, 1),
              "threads": torch.get_num_threads(), "torch": torch.__version__,
              "python": platform.python_version(), "parameters": n_all}

@@ -234,7 +234,7 @@ class Practice:
             raise ValueError("there are no tasks to try; give at least one")
         check_numbers({"n_tasks": n_tasks, "group": group, "updates": updates}, whole=True)
         if reference is not None and reference.cfg.vocab_size != policy.cfg.vocab_size:
-            raise ValueError(f"the reference knows {reference.cfg.vocab_size} tokens and the policy "
+            raise ValueError(f"the reference knows {reference.cfg.vocab_size} tokens, the policy "
                              f"{policy.cfg.vocab_size}; give a copy of the policy as it was before")
         if critic is None:
             advantages(torch.zeros(1, group), baseline)          # refuses now what cannot be
