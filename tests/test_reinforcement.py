@@ -2,6 +2,7 @@
 import copy
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,9 +33,13 @@ from minigpt.reinforcement import (
 )
 from minigpt.training import train
 
-KINDS, RELATIVE = ["dapo", "grpo", "bnpo", "dr_grpo"], ["group", "others", "grpo"]
+KINDS = ["dapo", "grpo", "bnpo", "dr_grpo"]
 each_kind = pytest.mark.parametrize("kind", KINDS)
-END, MOST = 3, 2                 # of the tokens a, b, c and the end; the shortest answers have two
+each_comparing = pytest.mark.parametrize("baseline", ["group", "others", "grpo"])
+known = pytest.mark.xfail(strict=True, reason="reported; remove this mark with the mistake")
+END, MOST = 3, 2                 # of the tokens a, b, c and the end; answers of two at most
+SMALL = ModelConfig(vocab_size=END + 1, context_length=12, n_layer=2, n_head=2, n_kv_head=1,
+                    d_model=16, d_ff=24)
 
 
 class Letters:
@@ -42,11 +47,9 @@ class Letters:
     def decode(self, ids): return "".join("abc"[i] for i in ids)
 
 
-def build(seed=0, vocab_size=END + 1):
+def build(seed=0, **change):
     torch.manual_seed(0)
-    cfg = ModelConfig(vocab_size=vocab_size, context_length=9, n_layer=2, n_head=2, n_kv_head=1,
-                      d_model=16, d_ff=24)
-    return shaken(GPT(cfg), 0.2, seed).eval()
+    return shaken(GPT(replace(SMALL, **change)), 0.2, seed).eval()
 
 
 # all there are: the end, a letter and the end, or two letters, cut
@@ -99,9 +102,13 @@ def test_each_baseline_by_hand():
                                "grpo": group / (deviation + 1e-4)}.items():
         close(advantages(ROWS, baseline), expected)
     assert torch.equal(advantages(ROWS), advantages(ROWS, "grpo"))
+    assert advantages(ROWS[:, :1], "mean").tolist() == [[-1], [1], [0]]
+    assert advantages(ROWS[:, :1], "none").tolist() == [[1], [3], [2]]
+    with refused("baseline='best'", "none, mean, group, others, grpo"):
+        advantages(ROWS, "best")
 
 
-@pytest.mark.parametrize("baseline", RELATIVE)
+@each_comparing
 def test_a_groups_advantages_add_up_to_nothing(baseline):
     close(advantages(random(20, 5), baseline).sum(dim=1), torch.zeros(20))
     close(advantages(random(20, 5) + 3, baseline), advantages(random(20, 5), baseline), 1e-4)
@@ -112,11 +119,11 @@ def test_a_groups_advantages_add_up_to_nothing(baseline):
             make()
 
 
-def test_an_unknown_baseline_is_refused_and_two_need_no_group():
-    with refused("baseline='best'", "none, mean, group, others, grpo"):
-        advantages(ROWS, "best")
-    assert advantages(ROWS[:, :1], "mean").tolist() == [[-1], [1], [0]]
-    assert advantages(ROWS[:, :1], "none").tolist() == [[1], [3], [2]]
+@known
+@each_comparing
+def test_where_all_earn_alike_nothing_is_learned(baseline):
+    for reward, n in itertools.product((0.1, 0.7, 123.456), (7, 8, 12)):
+        assert not advantages(torch.full((1, n), reward), baseline).any()
 
 
 @pytest.mark.parametrize("gamma", [0.9, 1.0])
@@ -151,8 +158,8 @@ def tasks_of(reward=lambda text: "a" in text):
     return [Task(prompt, reward) for prompt in PROMPTS]
 
 
-def roll(seed=0, group=5, tasks=None):
-    return roll_out(build(), Letters(), tasks or tasks_of(), group, END, 6, seed)
+def roll(seed=0, group=5, tasks=None, **change):
+    return roll_out(build(**change), Letters(), tasks or tasks_of(), group, END, 6, seed)
 
 
 def test_attempts_repeat_to_the_bit():
@@ -164,7 +171,7 @@ def test_attempts_repeat_to_the_bit():
 
 
 def test_the_end_counts_where_an_answer_ended_and_is_not_invented():
-    rolled, ways = roll(group=60), set()
+    rolled, ways = roll(group=60, context_length=9), set()
     for i, (example, text) in enumerate(zip(rolled.examples, rolled.texts)):
         prompt = PROMPTS[i // 60]
         n, ended = len(prompt), example.ids[-1] == END
@@ -195,9 +202,15 @@ def test_neighbours_and_fillers_change_no_chance():
         assert not row[len(alone):].any()
 
 
-@pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf, None, "1", [1.0]])
+@known
+def test_an_answer_may_fill_the_context():
+    practice(build(context_length=9), max_tokens=6)[0]
+
+
+@pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf, None, "1", [1.0], *(
+    pytest.param(x, marks=known, id=f"1e{e}") for x, e in ((1e39, 39), (10**400, 400)))])
 def test_a_reward_that_is_no_number_is_refused(reward):
-    with refused("the reward of '", repr(reward), "finite number"):
+    with refused("the reward of '", repr(reward)[:40], "finite number"):
         roll(tasks=tasks_of(lambda _: reward))
 
 
@@ -294,6 +307,13 @@ def test_no_advantages_at_all_are_no_slope_and_no_crash():
                        objective=policy_objective()))
     assert [(s.loss, s.grad_norm) for s in steps] == [(0, 0)] * 2
     assert all(map(torch.equal, policy.parameters(), build().parameters()))
+
+
+@known
+def test_no_advantages_are_no_crash_where_the_embedding_rests():
+    policy = build()
+    policy.embedding.weight.requires_grad_(False)                # as beneath an adapter
+    policy_objective()(policy, batch_of(policy, ANSWERS, torch.zeros(13)))[0].backward()
 
 
 # --- practice
@@ -407,6 +427,30 @@ def test_an_actor_critic_begins_with_copies_and_expects_nothing():
     assert torch.equal(token_log_probs(both.policy, batch), token_log_probs(base, batch))
     owners = [{p.data_ptr() for p in m.parameters()} for m in (base, both.policy, both.body)]
     assert len(set.union(*owners)) == sum(map(len, owners))
+
+
+@known
+def test_a_critic_is_where_its_model_is_and_as_precise():
+    ActorCritic(build().bfloat16()).values(stack(ANSWERS))
+
+
+@known
+def test_one_token_has_an_advantage_with_a_critic():
+    critic = ActorCritic(build())
+    batch = practice(critic.policy, critic=critic, group=1, n_tasks=1, max_tokens=1)[0]
+    assert batch.advantage.isfinite().all()
+
+
+@known
+def test_a_critic_of_another_policy_is_refused():
+    with refused("critic"):
+        practice(build(), critic=ActorCritic(build()))
+
+
+@known
+def test_there_is_no_batch_before_the_first():
+    with pytest.raises((IndexError, ValueError)):
+        practice(build())[-1]
 
 
 def test_what_cannot_be_practised_is_refused():
