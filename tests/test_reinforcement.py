@@ -163,11 +163,14 @@ def roll(seed=0, group=5, tasks=None, **change):
 
 
 def test_attempts_repeat_to_the_bit():
-    one, again, other = roll(0), roll(0), roll(1)
+    tasks = [Task(prompt, lambda text, i=i: 10 * i + ("a" in text))
+             for i, prompt in enumerate(PROMPTS)]
+    one, again, other = (roll(seed, tasks=tasks) for seed in (0, 0, 1))
     assert one.examples == again.examples and torch.equal(one.rewards, again.rewards)
     assert one.texts == again.texts != other.texts and len(set(one.texts)) > 5
     assert one.rewards.shape == (3, 5) and one.rewards.dtype == torch.float32
-    assert one.rewards.flatten().tolist() == ["a" in text for text in one.texts]
+    expected = [10 * (i // 5) + ("a" in text) for i, text in enumerate(one.texts)]
+    assert one.rewards.flatten().tolist() == expected
 
 
 def test_the_end_counts_where_an_answer_ended_and_is_not_invented():
@@ -247,7 +250,8 @@ def test_k1_and_k3_are_right_on_average_and_k2_is_not():
     mean = {k: (p.exp() * k(p, q)).sum().item() for k in (k1, k2, k3)}
     assert mean[k1] == pytest.approx(exact) == mean[k3] and abs(mean[k2] / exact - 1) > 0.05
     assert k3(p, q).min() > 0 and k2(p, q).min() > 0 > k1(p, q).min()
-    assert not k3(p, p).any() and k3(p, p + 1)[0].item() == pytest.approx(math.e - 2)
+    by_one = [k(p, p + 1)[0].item() for k in (k1, k2, k3)]
+    assert not k3(p, p).any() and by_one == pytest.approx([-1, 0.5, math.e - 2])
 
 
 # --- the loss
