@@ -60,15 +60,16 @@ def is_right(
 ) -> bool:                   # True: the last number is the sum
     "Whether an answer to a sum is right; its steps do not count."
     numbers = re.findall(r"\d+", reply)
-    return bool(numbers) and int(numbers[-1]) == a + b
+    return bool(numbers) and numbers[-1].lstrip("0") == str(a + b)
 
 
 def check_steps(
     reply: str,              # "7 + 5 = 12. 4 + 8 + 1 = 13. So 132."
 ) -> list[bool]:             # one for each step that reads x + y = z
     "Whether each written step is true by itself."
-    return [sum(map(int, left.split(" + "))) == int(right)
-            for left, right in re.findall(r"(\d+(?: \+ \d+)+) = (\d+)", reply)]
+    steps = re.findall(r"(\d+(?: \+ \d+)+) = (\d+)", reply)
+    return [len(left) < 100 and str(sum(map(int, left.split(" + ")))) == right
+            for left, right in steps]
 
 
 def sum_examples(
