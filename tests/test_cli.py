@@ -34,7 +34,8 @@ OPTIONS = {"generate": SAMPLING, "ask": SAMPLING, "tokenize": ("--checkpoint",),
                         "--replay-share", "--freeze-all-but", "--seed", "--device"),
            "chat": ("--checkpoint", "--system", "--load", "--temperature", "--top-p", "--seed",
                     "--max-tokens"),
-           "recipes": (), "eval": ("--checkpoint", "--tasks", "--n", "--seed", "--out")}
+           "recipes": (), "eval": ("--checkpoint", "--tasks", "--n", "--seed", "--out"),
+           "zoo": ("--cure", "--seed", "--steps")}
 PROGRESS = re.compile(r"Preparing |[\d,]+ parameters, |step \d+/|Done\. ")     # what is no error
 STEPS = 400
 PATIENCE = 900      # seconds, against a hang: on a busy machine the start alone has taken a minute
@@ -188,6 +189,10 @@ eval --out {nowhere}/scores.json -> scores.json
 train --recipe huge -> huge
 train --recipe huge -> minigpt recipes
 recipes huge -> huge
+zoo unicorn -> 'unicorn' is no animal of the zoo; choose from length, keyword
+zoo length --steps 0 -> steps=0
+zoo length --steps few -> few
+zoo --cure --seed 3 -> --cure, --seed
 train --batch-size 0 --out {new} -> batch_size=0
 train --lr 0 --out {new} -> lr=0
 train --lr nan --out {new} -> lr=nan
@@ -296,6 +301,27 @@ def test_help_names_every_command(run):
 
 
 # --- good input
+
+def test_the_zoo_lists_its_animals_and_shows_one(run):
+    from minigpt.zoo import ZOO
+    code, out, errors = run("zoo")
+    assert code == 0 and errors == [] and all(f"\n{name} " in f"\n{out}" for name in ZOO)
+    code, out, errors = run("zoo", "keyword", "--cure", "--steps", 2)
+    lines = out.splitlines()
+    assert code == 0 and errors == [] and ZOO["keyword"].cure in lines[1]
+    assert [line.split()[0] for line in lines[-3:]] == ["steps", "0", "1"]
+
+
+@posix
+def test_ctrl_c_ends_a_visit_to_the_zoo_with_a_sentence():
+    visit = start("zoo", "length")
+    while not visit.stdout.readline().lstrip().startswith("0 "):
+        assert visit.poll() is None
+    visit.send_signal(signal.SIGINT)
+    _, err = visit.communicate(timeout=PATIENCE)
+    assert visit.returncode == 130, err
+    assert re.fullmatch(r"minigpt zoo: stopped after \d+ steps; nothing was saved, .*\n", err)
+
 
 @pytest.mark.parametrize("options", [
     ["--temperature", 0], ["--top-k", 0], ["--top-k", 10**9], ["--top-p", 1], ["--min-p", 0],

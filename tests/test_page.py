@@ -28,6 +28,7 @@ import check_site  # noqa: E402
 import still_chat  # noqa: E402
 import still_graph  # noqa: E402
 import still_trainer  # noqa: E402
+import still_zoo  # noqa: E402
 from letters_golden import write_golden as write_letters  # noqa: E402
 
 PAGE = Path(__file__).parent / "page"
@@ -180,6 +181,21 @@ def test_the_still_picture_of_the_conversation_is_what_the_model_says():
     turns = re.findall(r'<p class="chat-says">(.*?)</p>', picture, re.S)
     assert [html.unescape(turn) for turn in turns] == [m["content"] for m in messages]
     assert "<b>" not in picture and "7 + 5" not in picture
+
+
+# ---- The zoo of reward hacking -----------------------------------------------------------------
+def test_the_zoo_works_as_a_reader_uses_it(tmp_path, browser):
+    still_zoo.write_runs(tmp_path)
+    assert "the zoo works" in node("zoo.mjs", tmp_path / still_zoo.FILE, browser=browser)
+
+
+def test_the_still_picture_of_the_zoo_tells_each_run():
+    picture = still_zoo.zoo("length")
+    assert picture.count("<tr>") == 1 + len(still_zoo.animals())
+    for animal in still_zoo.animals().values():
+        assert html.escape(animal["pays"]) in picture and html.escape(animal["cure"]) in picture
+    with pytest.raises(ValueError, match="'unicorn' is no animal of the zoo; choose from length"):
+        still_zoo.zoo("unicorn")
 
 
 # ---- The trainer of letter models --------------------------------------------------------------

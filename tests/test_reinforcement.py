@@ -285,15 +285,16 @@ def test_four_means_by_hand(kind, mean, share):
 
 
 @each_kind
-@pytest.mark.parametrize("by_place", [False, True])
-def test_rows_without_an_advantage_are_left_out_and_nothing_changes(kind, by_place):
+@pytest.mark.parametrize("by_place, beta", [(False, 0.0), (True, 0.0), (False, 0.3)])
+def test_rows_that_teach_nothing_are_left_out_and_nothing_changes(kind, by_place, beta):
     policy, a, seen = shaken(build(), 0.05, 1), random(13) * (torch.arange(13) % 3 > 0), []
-    batch = batch_of(build(), ANSWERS, a[:, None] * torch.arange(4) if by_place else a)
+    batch = batch_of(build(), ANSWERS, a[:, None] * torch.arange(4) if by_place else a, build(2))
     policy.blocks[0].register_forward_hook(lambda m, i, o: seen.append(len(i[0])))
-    found, n = policy_objective(kind, max_tokens=MOST)(policy, batch)
+    found, n = policy_objective(kind, 0.2, None, beta, MOST)(policy, batch)
     new = token_log_probs(policy, batch.answers)
-    expected = policy_loss(new, batch.old, batch.advantage, batch.counts, kind, max_tokens=MOST)
-    assert seen == [8, 13] and n == int(batch.counts.sum()) == 1 + 2 * 12
+    expected = policy_loss(new, batch.old, batch.advantage, batch.counts, kind, 0.2, None, MOST,
+                           batch.reference, beta)
+    assert seen == [13 if beta else 8, 13] and n == int(batch.counts.sum()) == 1 + 2 * 12
     close(found, expected, 1e-6)
     close(slopes(policy, found), slopes(policy, expected), 1e-6)
     assert slopes(policy, found).norm() > 0.01
@@ -343,6 +344,9 @@ def test_a_batch_depends_on_its_number_the_seed_and_the_weights():
     assert flat(shown[0]) != backwards[0]
     close(shown[0].old, token_log_probs(shown.policy, shown[0].answers), 1e-6)
     assert {t.prompt[0] for n in range(9) for t in one.chosen(n)} == {0, 1, 2}
+    assert one.chosen(0) != one.chosen(1) != practice(model, seed=1).chosen(1)
+    alone = [practice(model, tasks_of()[:1], seed=seed) for seed in (0, 1)]
+    assert alone[0][0].texts not in (alone[0][1].texts, alone[1][0].texts)
     with pytest.raises(TypeError):
         iter(one)
 
@@ -380,6 +384,13 @@ def test_a_critics_advantages_are_those_of_a_reward_at_the_end():
     mine = torch.cat(mine)
     close(batch.advantage[batch.counts], (mine - mine.mean()) / (mine.std(correction=0) + 1e-4))
     assert not batch.advantage[~batch.counts].any() and batch.rewards.unique().tolist() == [0, 1]
+    moved = shaken(critic, 0.05, 3)
+    off = (moved.values(batch.answers) - batch.returns)[batch.counts]
+    expected = policy_loss(token_log_probs(moved.policy, batch.answers), batch.old, batch.advantage,
+                           batch.counts, clip=0.1) + 0.7 * off.square().mean()
+    loss, n = ppo_objective(0.1, 0.7)(moved, batch)
+    close(loss, expected, 1e-6)
+    assert n == len(mine)
 
 
 @pytest.mark.parametrize("updates", [1, 3])
@@ -427,6 +438,10 @@ def test_an_actor_critic_begins_with_copies_and_expects_nothing():
     assert torch.equal(token_log_probs(both.policy, batch), token_log_probs(base, batch))
     owners = [{p.data_ptr() for p in m.parameters()} for m in (base, both.policy, both.body)]
     assert len(set.union(*owners)) == sum(map(len, owners))
+    torch.nn.init.normal_(both.head.weight)
+    for row, (ids, _) in zip(both.values(batch), ANSWERS):       # it sees what stands before
+        each = [both.head(base.hidden(torch.tensor([ids[:t]]))[0, -1]) for t in range(1, len(ids))]
+        close(row[:len(ids) - 1], torch.cat(each))
 
 
 def test_a_critic_is_where_its_model_is_and_as_precise():

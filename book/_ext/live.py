@@ -11,12 +11,14 @@ import levels
 import still
 import still_chat
 import still_trainer
+import still_zoo
 from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.util.docutils import SphinxDirective
 
-BEGIN = {"trainer": still_trainer.NAMES}     # parts that do not begin with a story
-ALIVE = {"chat": "you can ask questions of your own"}
+BEGIN = {"trainer": still_trainer.NAMES, "zoo": "length"}     # parts that do not begin with a story
+ALIVE = {"chat": "you can ask questions of your own",
+         "zoo": "you can choose what is paid for, and watch what becomes of it"}
 
 
 def attributes(**values: str) -> str:
@@ -40,7 +42,7 @@ class Widget(SphinxDirective):
         text = text.replace("\\n", "\n")              # an option is one line
         if kind not in still.PICTURES:
             raise self.error(f"widget {kind!r} is unknown; choose from {', '.join(still.PICTURES)}")
-        weights = still_chat.WEIGHTS if kind == "chat" else still.WEIGHTS
+        weights = {"chat": still_chat.WEIGHTS, "zoo": still_zoo.RUNS}.get(kind, still.WEIGHTS)
         self.env.note_dependency(str(weights))
         caption = nodes.container(classes=["live-caption"])
         self.state.nested_parse(self.content, self.content_offset, caption)
@@ -142,9 +144,10 @@ def page_context(app, page, template, context, doctree) -> None:
 
 
 def write_names(app, exception) -> None:
-    "The trainer's text, beside the scripts."
+    "The trainer's text and the zoo's runs, beside the scripts."
     if exception is None and app.builder.format == "html":
         still_trainer.write_names(Path(app.outdir))
+        still_zoo.write_runs(Path(app.outdir))
 
 
 def setup(app):

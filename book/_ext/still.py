@@ -5,6 +5,7 @@ import html
 import still_chat
 import still_graph
 import still_trainer
+import still_zoo
 import torch
 
 from minigpt.checkpoint import load_model, shipped_model
@@ -154,4 +155,5 @@ PICTURES = {"tokens": tokens, "attention": attention, "machine": machine, "sampl
             "story": story, "cache": cache, "kin": kin,
             "chat": still_chat.chat,
             "graph": still_graph.graph,
-            "trainer": still_trainer.trainer}
+            "trainer": still_trainer.trainer,
+            "zoo": still_zoo.zoo}

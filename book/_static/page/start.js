@@ -1,8 +1,9 @@
 /* Brings the live parts of a page to life when they come near; till then a picture stands there. */
 const PARTS = { tokens: "tokens.js", attention: "attention.js", machine: "machine.js",
   sampler: "sampler.js", story: "sampler.js", cache: "cache.js",
-  kin: "kin.js", graph: "graph.js", trainer: "trainer.js", chat: "chat.js" };
-const ALONE = new Set(["graph", "trainer"]);         // these do not run a model of the book
+  kin: "kin.js", graph: "graph.js", trainer: "trainer.js", chat: "chat.js",
+  zoo: "zoo.js" };
+const ALONE = new Set(["graph", "trainer", "zoo"]);  // these do not run a model of the book
 
 async function wake(host) {
   const { live, text } = host.dataset, still = [...host.childNodes];
