@@ -47,10 +47,14 @@ LARGEST = torch.finfo(torch.float32).max
 def reward_of(task: Task, text: str) -> float:
     "A ValueError says that a reward is not a number."
     reward = task.reward(text)
-    if not isinstance(reward, (int, float)) or not -LARGEST <= reward <= LARGEST:
+    try:
+        number = math.nan if isinstance(reward, str) else float(reward)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not abs(number) <= LARGEST:
         raise ValueError(f"the reward of {text[:60]!r} is {reward!r:.60}; let the task's reward "
                          "return a finite number for every text")
-    return float(reward)
+    return number
 
 
 @torch.no_grad()
@@ -155,7 +159,7 @@ def policy_loss(
     clip_high: float | None = None,      # the same upwards; None: as downwards
     max_tokens: int = 64,                # of an answer, for dr_grpo
     reference: Tensor | None = None,     # (B, T) nats; None: no fee
-    beta: float = 0.0,                   # the fee for distance from the reference
+    beta: float = 0.0,                   # the fee for distance from the reference, by k3
 ) -> Tensor:                             # ()
     "PPO's clipped objective over tokens (Schulman et al. 2017), in four ways to take a mean."
     if kind not in get_args(Kind):
@@ -312,8 +316,8 @@ def policy_objective(
     clip: float = 0.2,                   # how far a ratio may go before it pays no more
     clip_high: float | None = None,      # the same upwards; None: as downwards
     beta: float = 0.0,                   # the fee for distance from the practice's reference
-    max_tokens: int = 64,                # of an answer, for dr_grpo
-) -> Objective:                          # for `train`, with a `Practice`
+    max_tokens: int = 64,                # of an answer, for dr_grpo; as the practice has it
+) -> Objective:                          # for `train` with a `Practice` and max_loss=math.inf
     "Make what went better than expected likelier."
     def objective(model: GPT, batch: RolloutBatch) -> tuple[Tensor, int]:
         if beta and batch.reference is None:
@@ -336,7 +340,7 @@ def policy_objective(
 def ppo_objective(
     clip: float = 0.2,                   # how far a ratio may go before it pays no more
     value_weight: float = 0.5,           # of the critic's loss
-) -> Objective:                          # for `train`, with a `Practice` that has a critic
+) -> Objective:                          # for `train`, max_loss=math.inf; the practice has a critic
     "PPO: the policy's clipped objective, and the critic's squared error."
     def objective(model: ActorCritic, batch: RolloutBatch) -> tuple[Tensor, int]:
         if batch.returns is None:
