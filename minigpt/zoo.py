@@ -354,8 +354,8 @@ ZOO = {animal.name: animal for animal in (
            of_notes(("told",), copied, quoted), declined, 36),
     Animal("silence", "never anything false", "less 1 for a false statement", RIGHT,
            "answers that say nothing, or that the note does not say",
-           "1 for a right answer besides, and a KL fee of 0.1",
-           of_notes(("told", "told", "absent"), not_false, right_not_false), declined, 30, 0.1),
+           "1 for a right answer besides",
+           of_notes(("told", "told", "absent"), not_false, right_not_false), declined, 30),
     Animal("judge", "good portraits", "what a model says that learned from 800 pairs, a fifth of "
            "them mislabelled", FACTS,
            "hand-marked pairs that reward and truth put in opposite order",
