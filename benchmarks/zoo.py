@@ -1,8 +1,8 @@
-"""Let the chat model learn from each reward of the zoo, and from its cure, and write down what came.
+"""Let the chat model learn from each reward of the zoo, and from its cure, and note what came.
 
-    python -m benchmarks.zoo                     # three seeds: about 20 minutes of one core
-    python -m benchmarks.zoo --only judge copy   # these anew; the others stay as they are
-    python -m benchmarks.zoo --table             # what stands in the file, as a table
+    python -m benchmarks.zoo                # three seeds: about 20 minutes of one core
+    python -m benchmarks.zoo --only judge   # this anew; the others stay as they are
+    python -m benchmarks.zoo --table        # what stands in the file, as a table
 
 The file is `minigpt/shipped/zoo.json`; the chapter on reinforcement shows it. Numbers have four
 digits. One seed can differ from another by more than a cure does: read three.

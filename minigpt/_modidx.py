@@ -966,4 +966,5 @@ d = { 'settings': { 'branch': 'main',
                              'minigpt.zoo.repeated': ('zoo.html#repeated', 'minigpt/zoo.py'),
                              'minigpt.zoo.right_not_false': ('zoo.html#right_not_false', 'minigpt/zoo.py'),
                              'minigpt.zoo.sightings': ('zoo.html#sightings', 'minigpt/zoo.py'),
+                             'minigpt.zoo.strayed': ('zoo.html#strayed', 'minigpt/zoo.py'),
                              'minigpt.zoo.unfinished': ('zoo.html#unfinished', 'minigpt/zoo.py')}}}

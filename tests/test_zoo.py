@@ -25,6 +25,7 @@ from minigpt.zoo import (
     quoted,
     repeated,
     right_not_false,
+    strayed,
     unfinished,
 )
 
@@ -125,7 +126,7 @@ def test_odd_texts_are_never_all_right(cages):
         assert all(cage.cases[0].truth(text) <= 0 for text in ODD[:6]), key
 
 
-@pytest.mark.parametrize("alarm", [unfinished, repeated, declined])
+@pytest.mark.parametrize("alarm", [unfinished, repeated, declined, strayed])
 def test_alarms_are_shares(alarm):
     flat = torch.zeros(1, len(ODD))
     assert 0 <= alarm(ODD, flat, flat) <= 1
@@ -173,9 +174,9 @@ def test_the_cure_of_a_judge_is_new_labels(cages, shipped, register):
     pays = cage.cases[0].pays
     before = pays("Abel has a goat.")
     assert before == cages["judge", False].cases[0].pays("Abel has a goat.")
-    cage.after(9)
+    cage.after(4)
     assert pays("Abel has a goat.") == before
-    cage.after(10)
+    cage.after(5)
     assert pays("Abel has a goat.") != before
 
 
