@@ -193,7 +193,7 @@ def test_the_still_picture_of_the_zoo_tells_each_run():
     picture = still_zoo.zoo("length")
     assert picture.count("<tr>") == 1 + len(still_zoo.animals())
     for animal in still_zoo.animals().values():
-        assert html.escape(animal["pays"]) in picture and html.escape(animal["cure"]) in picture
+        assert html.escape(animal["pays"]) in picture and html.escape(animal["remedy"]) in picture
     with pytest.raises(ValueError, match="'unicorn' is no animal of the zoo; choose from length"):
         still_zoo.zoo("unicorn")
 

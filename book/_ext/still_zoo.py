@@ -37,7 +37,7 @@ def zoo(text: str) -> str:       # the animal to begin with
     rows = "".join(
         f"<tr><td>{html.escape(animal['meant'])}</td><td>{html.escape(animal['pays'])}</td>"
         f"<td>{ends(animal['hack'], 'reward')}</td><td>{ends(animal['hack'], 'truth')}</td>"
-        f"<td>{html.escape(animal['cure'])}</td><td>{ends(animal['cure'], 'truth')}</td></tr>"
+        f"<td>{html.escape(animal['remedy'])}</td><td>{ends(animal['cure'], 'truth')}</td></tr>"
         for animal in animals().values())
     head = "".join(f"<th>{name}</th>" for name in (
         "you mean", "you pay", "paid", "in truth", "the cure", "in truth, cured"))

@@ -83,7 +83,7 @@ export default async function zoo(host, { text }) {
 
   function tell() {
     const { n, kind } = run, { reward, truth, tokens, alarm } = runs();
-    const names = kind === "cure" ? `The cure (${animal().cure}), ` : "";
+    const names = kind === "cure" ? `The cure (${animal().remedy}), ` : "";
     says.textContent = n === 0 ? `${names}before the first step: paid ${number(reward[0])}, in ` +
       `truth ${number(truth[0])}.`
       : `${names}after ${steps(n)}: paid ${number(reward[n])} (at first ${number(reward[0])}), in ` +
