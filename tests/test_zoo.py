@@ -1,10 +1,12 @@
 "Laws of the zoo: what is paid and what is true, on any text; hunts that repeat to the bit."
+import json
 import math
 
 import pytest
 import torch
 
 from minigpt import load
+from minigpt.checkpoint import shipped_model
 from minigpt.tinytown import Tinytown
 from minigpt.zoo import (
     ZOO,
@@ -199,3 +201,23 @@ def test_bad_input_is_refused_before_anything_is_loaded(wrong, says, monkeypatch
     monkeypatch.setattr("minigpt.zoo.load", None)
     with pytest.raises(ValueError, match=says):
         hunt(**wrong)
+
+
+# --- the runs that the package has
+
+def test_the_recorded_runs_are_of_these_animals():
+    path = shipped_model().parent / "zoo.json"
+    assert path.stat().st_size < 150_000
+    animals = json.loads(path.read_text(encoding="utf-8"))["animals"]
+    assert list(animals) == list(ZOO)
+    for name, found in animals.items():
+        for key in ("meant", "pays", "truth", "notice", "cure"):
+            assert found[key] == getattr(ZOO[name], key)
+        for kind in ("hack", "cure"):
+            assert [run["seed"] for run in found[kind]] == [0, 1, 2]
+            for run in found[kind]:
+                rows = [run[key] for key in ("reward", "truth", "tokens", "alarm")]
+                assert {len(row) for row in rows} == {ZOO[name].steps}
+                assert all(math.isfinite(x) for row in rows for x in row)
+            steps = [n for n, _ in found[kind][0]["samples"]]
+            assert steps[0] == 0 and steps[-1] == ZOO[name].steps - 1
