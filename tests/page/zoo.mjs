@@ -46,7 +46,7 @@ await inBrowser(places, async (page, origin) => {
 
   // it wakes before the first step, with all rewards to choose from
   await open("/");
-  const { hack: [hack], cure: [cure], meant } = animals.length;
+  const { hack: [hack], cure: [cure], meant, remedy } = animals.length;
   await says(/^Before the first step: paid \d\.\d\d, in truth \d\.\d\d\.$/);
   assert.equal(await at("option").count(), Object.keys(animals).length);
   assert.match(await at("> p").first().textContent(), new RegExp(`^You mean: ${meant}\\.`));
@@ -81,7 +81,7 @@ await inBrowser(places, async (page, origin) => {
 
   // the cure, beside what was hacked
   await button("Train with the cure").click();
-  await says(new RegExp(`^The cure .* in truth ${number(cure.truth.at(-1))} `));
+  await says(new RegExp(`^The cure \\(${remedy}\\), .* in truth ${number(cure.truth.at(-1))} `));
   assert.equal(await at("path.live-of-held").count(), 2 * animals.length.hack.length);
   assert.equal(await at("path.live-of-counted").count(), 2 * animals.length.cure.length);
   assert.match(await at("svg").first().getAttribute("aria-label"), /^What you pay, with the cure/);
