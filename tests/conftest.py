@@ -1,6 +1,7 @@
-"What several test files share: repeatable hypothesis, a tiny tokenizer, a tiny saved model."
+"What several test files share: repeatable hypothesis, refusals, a tiny tokenizer and saved model."
 import shutil
 import signal
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -18,6 +19,15 @@ settings.register_profile("laws", deadline=None, derandomize=True, database=None
 settings.load_profile("laws")
 
 SOME_TEXT = "Rosa and Tom baked a cake. Tom's cake was larger than Rosa's cake, and it sank.\n" * 20
+
+
+@contextmanager
+def refused(*words):
+    "One clear sentence, and the words are in it."
+    with pytest.raises(ValueError) as caught:
+        yield
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,12 @@ import copy
 import json
 import math
 import os
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import refused
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -91,15 +91,6 @@ def adapted(kind="LLaMA", seed=0, **knobs):
     model = build(kind, seed)
     add_lora(model, **{"rank": 3, "alpha": 5, "name": "default"} | knobs)
     return shake(model, knobs.get("name", "default"))
-
-
-@contextmanager
-def refused(*words):
-    "One clear sentence, and the words are in it."
-    with pytest.raises(ValueError) as caught:
-        yield
-    for word in words:
-        assert word in str(caught.value), str(caught.value)
 
 
 # ---- a layer and a model ------------------------------------------------------------------------

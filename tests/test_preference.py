@@ -2,12 +2,12 @@
 import copy
 import itertools
 import math
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from conftest import refused
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -96,15 +96,6 @@ def whole_batch(pairs, reference):
 
 def user(text):
     return [{"role": "user", "content": text}]
-
-
-@contextmanager
-def refused(*words):
-    "One clear sentence, and the words are in it."
-    with pytest.raises(ValueError) as caught:
-        yield
-    for word in words:
-        assert word in str(caught.value), str(caught.value)
 
 
 # --- log-probabilities

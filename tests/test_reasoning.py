@@ -5,7 +5,7 @@ import math
 import re
 
 import pytest
-from test_preference import refused
+from conftest import refused
 
 from benchmarks.reasoning import RATE, SHARE, STEPS, measure
 from minigpt import load

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_preference import Theirs, answer, quietly, refused, shaken
+from conftest import refused
+from test_preference import Theirs, answer, quietly, shaken
 
 from minigpt import load
 from minigpt.checkpoint import fingerprint, load_checkpoint, save_checkpoint
