@@ -579,7 +579,11 @@ class Terminal:
 
     def __init__(self, *argv, **environment):
         import pty
+        import termios
         self.master, slave = pty.openpty()
+        mode = termios.tcgetattr(slave)
+        mode[3] |= termios.NOFLSH        # Ctrl-C throws away nothing that is on its way to us
+        termios.tcsetattr(slave, termios.TCSANOW, mode)
         env = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "INPUTRC")}
         self.process = subprocess.Popen(
             [sys.executable, "-c", START, *map(str, argv)], stdin=slave, stdout=slave, stderr=slave,
