@@ -8,13 +8,15 @@ __all__ = ['SIZES', 'CHANGES', 'TUNES', 'ORDERS', 'check_text', 'prompt_of', 'ch
            'refuse_changes', 'refuse_started', 'changed', 'choose_recipe', 'stop_signal', 'progress_line', 'follow',
            'train_command', 'choose_tuning', 'finetune_command', 'plan_command', 'recipes_command', 'note', 'typed',
            'print_answer', 'print_tokens', 'obey', 'open_chat', 'follow_line', 'chat_command', 'print_sightings',
-           'zoo_command', 'Parser', 'build_parser', 'main']
+           'zoo_command', 'open_templates', 'open_shots', 'print_trials', 'verdict', 'print_gains', 'print_disputed',
+           'prompts_report', 'prompts_command', 'Parser', 'build_parser', 'main']
 
 # %% ../nbs/88_cli.ipynb #imports
 import argparse
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import sys
@@ -577,6 +579,165 @@ def zoo_command(args: argparse.Namespace) -> None:
         raise KeyboardInterrupt(f"stopped after {stopped} steps; nothing was saved, and the chat "
                                 "model of the package is as it was")
 
+# %% ../nbs/88_cli.ipynb #open-templates
+def open_templates(args: argparse.Namespace) -> dict:    # a Template (`prompting`) for each file
+    "The prompts that are compared; what is wrong with them is said before the work."
+    from minigpt.prompting import read_template
+    if len(set(args.files)) < max(2, len(args.files)):
+        raise ValueError(f"{', '.join(args.files)}: a comparison takes two files or more, and "
+                         "none of them twice")
+    templates = {name: read_template(name) for name in args.files}
+    wanted = [name for name, template in templates.items() if "examples" in template.holes]
+    if wanted and args.examples is None:
+        raise ValueError(f"{wanted[0]} has {{examples}}, and there are none; give some with "
+                         "--examples FILE")
+    if args.examples is not None and not wanted:
+        raise ValueError(f"--examples {args.examples} has no effect: no prompt has {{examples}}; "
+                         "write it right before the question, or leave the option out")
+    return templates
+
+
+def open_shots(
+    args: argparse.Namespace,
+    items: list,             # the questions
+) -> list:                   # a list of Shots (`prompting`) for each; [] without --examples
+    "Choose worked examples for each question, the same for every prompt."
+    from minigpt.evaluation import read_exam
+    from minigpt.prompting import Shot, choose_shots, question_of
+    if args.examples is None:
+        return []
+    if args.shots < 1:
+        raise ValueError(f"--shots {args.shots} must be at least 1")
+    pool = [Shot(item.prompt, item.answers[0]) for item in read_exam(args.examples)]
+    rng = random.Random(args.seed)
+    chosen = [choose_shots(pool, question, args.shots, args.choose, rng, note)
+              for question, note in map(question_of, items)]
+    return [shots[::-1] for shots in chosen] if args.choose == "similar" else chosen
+
+# %% ../nbs/88_cli.ipynb #print-trials
+def print_trials(trials: dict) -> None:    # by name, each a Trial (`prompting`)
+    "A line for each prompt, and remarks where its test was not a fair one."
+    width = max(map(len, ["prompt", *trials]))
+    print(f"{'prompt':{width}}     n  right   share  95% interval      tokens")
+    for name, trial in trials.items():
+        share, n = trial.share, len(trial.marks)
+        interval = f"{share.low:.1%} to {share.high:.1%}"
+        print(f"{name:{width}} {n:5} {sum(trial.marks):6} {share.mean:7.1%}  {interval:16}  "
+              f"{sum(trial.tokens) / n:6.1f}")
+    for name, trial in trials.items():
+        silent = sum(not reply.strip() for reply in trial.replies)
+        for count, what in (
+                (trial.cut, "did not fit into the context with the reply, so the model read only "
+                            "the end: no fair test"),
+                (trial.without_note, "were asked without their note; write {note} where it "
+                                     "belongs"),
+                (trial.unfinished, "got a reply that --max-tokens cut off"),
+                (silent, "got an empty reply")):
+            if count:
+                print(f"{name}: {count} of {len(trial.marks)} {what}")
+
+
+def verdict(
+    name: str,               # of a prompt
+    first: str,              # of the one that it was compared with
+    trial: object,           # a Trial (`prompting`) of the one
+    n_pairs: int,            # comparisons made at once
+) -> str:                    # one sentence
+    "What a comparison shows, and no more than that."
+    from minigpt.prompting import is_shown
+    gain, n = trial.gain, len(trial.marks)
+    differ = gain.only_first + gain.only_second
+    if is_shown(gain, n_pairs):
+        better = "better" if gain.difference.mean > 0 else "worse"
+        return f"{name} is {better} than {first} on questions like these"
+    if 2 ** (1 - differ) >= 0.05 / n_pairs:             # p, if all of them went one way
+        return (f"{name}: no difference was shown, and none could be: of {n} questions they differ "
+                f"on {differ}; ask more")
+    return f"{name}: no difference was shown, which does not make it equal to {first}"
+
+
+def print_gains(trials: dict) -> None:    # by name, each a Trial (`prompting`)
+    "What each other prompt gains over the first, and whether that is more than luck."
+    first, *others = trials
+    width = max(len(f"against {first}"), *map(len, others))
+    one = f"only {first}"
+    print(f"\n{'against ' + first:{width}}  points  95% interval    only it  {one}        p")
+    for name in others:
+        (mean, low, high), only_it, only_first, p = trials[name].gain
+        interval = f"{100 * low:+.1f} to {100 * high:+.1f}"
+        print(f"{name:{width}}  {100 * mean:+6.1f}  {interval:14}  {only_it:7}  "
+              f"{only_first:{len(one)}}  {p:7.2g}")
+    for name in others:
+        print(verdict(name, first, trials[name], len(others)))
+    if len(others) > 1:
+        print(f"{len(others)} comparisons were made, so p must be below {0.05 / len(others):.2g}; "
+              "and the best of several looks better than it is: ask it new questions")
+
+
+def print_disputed(
+    trials: dict,            # by name, each a Trial (`prompting`)
+    items: list,             # the questions
+    n: int,                  # at most, for each prompt beside the first
+) -> None:
+    "Some questions on which a prompt and the first are marked differently, with both replies."
+    from minigpt.prompting import question_of
+    first, *others = trials
+    for name in others:
+        pair = [trials[first], trials[name]]
+        found = [i for i in range(len(items)) if pair[0].marks[i] != pair[1].marks[i]]
+        print(f"\n{first} and {name} differ on {len(found)} questions"
+              + (f"; {min(n, len(found))} of them:" if found else ""))
+        for i in found[:n]:
+            print(" ".join(question_of(items[i])[0].split()))
+            for one, trial in zip((first, name), pair):
+                print(f"  {one} {'right' if trial.marks[i] else 'wrong'}: {trial.replies[i]!r}")
+
+# %% ../nbs/88_cli.ipynb #prompts-report
+def prompts_report(
+    args: argparse.Namespace,
+    trials: dict,            # by name, each a Trial (`prompting`)
+    items: list,             # the questions
+) -> dict:                   # to write as JSON
+    "Everything that was found, question by question."
+    from minigpt.prompting import question_of
+    return {"checkpoint": args.checkpoint, "questions": args.questions, "seed": args.seed,
+            "asked": [question_of(item)[0] for item in items],
+            "prompts": [{
+                "prompt": name, "n": len(trial.marks), "right": sum(trial.marks),
+                "share": trial.share.mean, "low": trial.share.low, "high": trial.share.high,
+                "tokens": sum(trial.tokens) / len(trial.tokens), "cut": trial.cut,
+                "without_note": trial.without_note, "unfinished": trial.unfinished,
+                "gain": trial.gain and {**trial.gain._asdict(),
+                                        "difference": trial.gain.difference._asdict()},
+                "marks": trial.marks, "replies": trial.replies} for name, trial in trials.items()]}
+
+
+def prompts_command(args: argparse.Namespace) -> None:
+    "Ask the same questions with several prompts, and print which is better, if that can be told."
+    from minigpt.checkpoint import write_whole
+    from minigpt.evaluation import exam
+    from minigpt.prompting import compare_prompts
+    from minigpt.weights import open_model
+    out = Path(args.out) if args.out is not None else None
+    if out and (out.is_dir() or not out.parent.is_dir()):
+        raise ValueError(f"--out {out} must be a file in a folder that exists; make the folder "
+                         "first, or choose another")
+    if args.max_tokens < 1 or args.show < 0:
+        raise ValueError(f"--max-tokens {args.max_tokens} must be at least 1, and --show "
+                         f"{args.show} at least 0")
+    templates = open_templates(args)
+    items = exam(args.questions, args.n, args.seed)
+    shots = open_shots(args, items)
+    trials = compare_prompts(*open_model(args.checkpoint), templates, items, shots,
+                             args.max_tokens, [s.replace("\\n", "\n") for s in args.stop or ["\n"]])
+    print_trials(trials)
+    print_gains(trials)
+    if args.show:
+        print_disputed(trials, items, args.show)
+    if out:
+        text = json.dumps(prompts_report(args, trials, items), indent=2)
+        write_whole(out, lambda p: p.write_text(text + "\n", encoding="utf-8"))
+
 # %% ../nbs/88_cli.ipynb #parser-class
 class Parser(argparse.ArgumentParser):
     "A parser whose complaint is one line."
@@ -637,6 +798,30 @@ def build_parser() -> Parser:     # knows every command and option
     sub.add_argument("--seed", type=int, default=0, help="another seed, other questions "
                      "(default: 0)")
     sub.add_argument("--out", metavar="FILE", help="where to write the scores as JSON, too")
+
+    sub = command("prompts", prompts_command, "Compare prompts on the same questions.")
+    sub.add_argument("what", choices=("compare",), metavar="compare", help="what to do with them")
+    sub.add_argument("files", nargs="+", metavar="FILE", help="a prompt with {question} in it, and "
+                     "{note} and {examples} if it likes; the others are compared with the first")
+    sub.add_argument("--questions", metavar="EXAM", required=True, help="residents, told, pretend, "
+                     "untold, absent, sums, or a .jsonl file of yours, whose prompts are the "
+                     "questions")
+    sub.add_argument("--n", type=int, default=200, help="questions at most (default: 200)")
+    sub.add_argument("--seed", type=int, default=0, help="another seed, other questions and "
+                     "examples (default: 0)")
+    sub.add_argument("--max-tokens", type=int, default=40, help="of a reply, at most (default: 40)")
+    sub.add_argument("--stop", metavar="TEXT", action="append", help="where a reply ends, \\n is a "
+                     "new line; may be given again (default: \\n)")
+    sub.add_argument("--examples", metavar="FILE", help="a .jsonl file of worked examples for "
+                     "{examples}, as for --questions; none by default")
+    sub.add_argument("--shots", type=int, default=3, help="worked examples before each question "
+                     "(default: 3)")
+    sub.add_argument("--choose", choices=("first", "random", "similar"), default="random",
+                     help="which of them: similar are those with the most words of the question, "
+                     "the likest last (default: random)")
+    sub.add_argument("--show", type=int, metavar="N", default=0, help="print up to N questions on "
+                     "which two prompts differ, with the replies (default: 0)")
+    sub.add_argument("--out", metavar="FILE", help="where to write everything as JSON, too")
 
     sub = command("plan", plan_command, "Choose size, batch and rate for the time that you have.",
                   False)

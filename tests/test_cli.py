@@ -35,6 +35,8 @@ OPTIONS = {"generate": SAMPLING, "ask": SAMPLING, "tokenize": ("--checkpoint",),
            "chat": ("--checkpoint", "--system", "--load", "--temperature", "--top-p", "--seed",
                     "--max-tokens"),
            "recipes": (), "eval": ("--checkpoint", "--tasks", "--n", "--seed", "--out"),
+           "prompts": ("--checkpoint", "--questions", "--n", "--seed", "--max-tokens", "--stop",
+                       "--examples", "--shots", "--choose", "--show", "--out"),
            "zoo": ("--cure", "--seed", "--steps")}
 PROGRESS = re.compile(r"Preparing |[\d,]+ parameters, |step \d+/|Done\. ")     # what is no error
 STEPS = 400
