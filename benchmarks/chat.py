@@ -20,9 +20,9 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.ship import into_package
 from minigpt import GPT, load, save_model
 from minigpt.chat import add_chat_tokens, chat_example, replies
-from minigpt.checkpoint import shipped_model
 from minigpt.conversations import CHAT_EXAMS, chat_exam, conversation
 from minigpt.evaluation import wilson
 from minigpt.finetuning import Example, Packed, answer_loss, text_example
@@ -138,17 +138,6 @@ def measure(folder: Path, n: int = 500) -> dict:
     return facts
 
 
-def ship(folder: Path) -> None:
-    "Measure a taught model, and copy it into the package."
-    told = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-    facts = {**told, **measure(folder)}
-    home = shipped_model("chat")
-    home.mkdir(parents=True, exist_ok=True)
-    for name in ("model.safetensors", "config.json", "tokenizer.json"):
-        (home / name).write_bytes((folder / name).read_bytes())
-    (home / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
@@ -160,7 +149,7 @@ if __name__ == "__main__":
     parser.add_argument("--ship", action="store_true", help="measure it, and ship it")
     args = parser.parse_args()
     if args.ship:
-        ship(args.folder)
+        into_package("chat", args.folder, measure(args.folder))
     elif args.measure:
         print(json.dumps(measure(args.folder)))
     else:

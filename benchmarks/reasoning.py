@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.ship import into_package
 from minigpt import GPT, load, save_model
 from minigpt.chat import replies
-from minigpt.checkpoint import shipped_model
 from minigpt.evaluation import wilson
 from minigpt.finetuning import Example, Packed, answer_loss
 from minigpt.optim import muon_for, trapezoid
@@ -72,17 +72,6 @@ def measure(folder: Path, n: int = 1000) -> dict:
     return facts
 
 
-def ship(folder: Path) -> None:
-    "Measure a taught model, and copy it into the package."
-    facts = {**json.loads((folder / "facts.json").read_text(encoding="utf-8")), **measure(folder)}
-    home = shipped_model("sums")
-    home.mkdir(parents=True, exist_ok=True)
-    for name in ("model.safetensors", "config.json", "tokenizer.json"):
-        (home / name).write_bytes((folder / name).read_bytes())
-    (home / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(facts, indent=1))
-
-
 def right(model: GPT, tokenizer, pairs: list[tuple[int, int]]) -> tuple[list[str], list[bool]]:
     "The likeliest answers, and which of them are right."
     said = replies(model, tokenizer, [sum_question(*pair) for pair in pairs], 60)
@@ -129,6 +118,6 @@ if __name__ == "__main__":
     if args.compare:
         compare(3)
     elif args.ship:
-        ship(args.folder)
+        into_package("sums", args.folder, measure(args.folder))
     else:
         teach(args.folder, args.seed, args.steps, args.share)

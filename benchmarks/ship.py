@@ -92,6 +92,18 @@ def measure(folder: Path) -> dict:
     }
 
 
+def into_package(name: str, folder: Path, measured: dict) -> None:
+    "Copy a trained model from its folder into the package, with its facts and what was measured."
+    told = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    home = shipped_model(name)
+    home.mkdir(parents=True, exist_ok=True)
+    for file in ("model.safetensors", "config.json", "tokenizer.json"):
+        (home / file).write_bytes((folder / file).read_bytes())
+    text = json.dumps({**told, **measured}, indent=1) + "\n"
+    (home / "facts.json").write_text(text, encoding="utf-8")
+    print(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="the folder of a finished run")

@@ -334,7 +334,7 @@ def save_model(
     save_tensors(folder / "model.safetensors", tensors, about)
 
 # %% ../nbs/44_checkpoints.ipynb #shipped-model
-SHIPPED = ("tinytown", "chat", "sums")    # models that come with the package
+SHIPPED = ("tinytown", "chat", "sums", "agent")    # models that come with the package
 
 
 def shipped_model(

@@ -118,6 +118,13 @@ TERMS = {
     "NF4": "NF4",
     "double quantization": "double quanti[sz]ation",
     "QLoRA": "QLoRA",
+    "in-context learning": "in-context learning",
+    "prompt injection": "prompt injection",
+    "calibrated": "calibrated",
+    "AUROC": "AUROC",
+    "tool call": "tool call",
+    "BM25": "BM25",
+    "recall@k": "recall@k",
 }
 # Plain English too: only that they are defined.
 COMMON = {
@@ -135,7 +142,7 @@ COMMON = {
 }
 # No chapter of the tour needs these yet. The first that does defines the term, and it moves up.
 NOT_YET = {
-    "tool call": "tool call",
+    "GGUF": "GGUF",
 }
 
 
