@@ -339,6 +339,8 @@ class Gazette:
         hole = {r: h for h, r in RELATIONS.items()}.get(relation, relation)
         if facts is None:
             raise ValueError(f"nobody is called {name}")
+        if relation not in QUESTIONS:
+            raise ValueError(f"the register keeps no {relation}")
         if hole not in facts:
             raise ValueError(f"the register does not say it of {name}")
         scene = Scene(Chooser(random.Random(0)), None, {})
