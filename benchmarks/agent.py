@@ -162,9 +162,10 @@ def ways(seed: int) -> dict:
     read = sum(len(tool_ids(agent.tokenizer, run.messages[:-1])) + run.n_tokens for run in runs)
     said["a tool"] = ([run.messages[-1]["content"] or "" for run in runs], read / len(questions),
                       seconds / len(questions))
-    return {name: {"right": sum(q.is_correct(r) for q, r in zip(questions, replies_)),
-                   "does not know": sum(bool(re.search("do not know|not mention|not find out", r))
-                                        for r in replies_),
+    silent = re.compile("do not know|not mention|not find out")      # then it states no fact
+    return {name: {"right": sum(q.is_correct(r) and not silent.search(r)
+                                for q, r in zip(questions, replies_)),
+                   "does not know": sum(bool(silent.search(r)) for r in replies_),
                    "n": len(questions), "tokens": tokens, "milliseconds": 1000 * seconds}
             for name, (replies_, tokens, seconds) in said.items()}
 
