@@ -24,7 +24,7 @@ from minigpt import load, save_model
 from minigpt.agent import Agent, add_tool_tokens, tool_example, tool_ids
 from minigpt.chat import chat_example, replies
 from minigpt.conversations import chat_exam, conversation
-from minigpt.errands import ERRAND_SHARES, TOOL_NAMES, Gazette, Register, errand_exam, errands
+from minigpt.errands import ERRAND_SHARES, Gazette, Register, errand_exam, errands
 from minigpt.evaluation import answer, wilson
 from minigpt.finetuning import Example, Packed, answer_example, answer_loss, text_example
 from minigpt.memory import BM25
@@ -97,7 +97,7 @@ def right_errands(model, tokenizer, kind: str, n: int, seed: int = 7) -> int:
 
 def sums_alone(model, tokenizer, n: int, seed: int = 7) -> int:
     "How many of the same sums it gets right where it has no tools."
-    _, asked = errand_exam("sum", TOWN, n, seed, TOOL_NAMES)
+    _, asked = errand_exam("sum", TOWN, n, seed)
     said = replies(model, tokenizer, [[{"role": "user", "content": one.user}] for one in asked], 40)
     return sum(reply == one.reply for reply, one in zip(said, asked))
 
@@ -145,10 +145,10 @@ def ways(seed: int) -> dict:
              "retrieval": ["".join(gazette.pages[f.place] + "\n" for f in index.search(q.text, 1))
                            for q in questions]}
     said = {}
-    for name, model in ((*((way, reader) for way in pages), ("fine-tuned",
-                                                             tuned_reader(gazette, seed)))):
-        prompts = [f"{page}Q: {q.text}\nA:"
-                   for page, q in zip(pages.get(name, pages["no page"]), questions)]
+    pages["fine-tuned"], tuned = pages["no page"], tuned_reader(gazette, seed)
+    for name in pages:
+        model = tuned if name == "fine-tuned" else reader
+        prompts = [f"{page}Q: {q.text}\nA:" for page, q in zip(pages[name], questions)]
         start = time.perf_counter()
         replies_ = answer(*model, prompts)
         seconds = time.perf_counter() - start

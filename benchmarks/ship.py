@@ -92,13 +92,13 @@ def measure(folder: Path) -> dict:
     }
 
 
-def into_package(name: str, folder: Path, measured: dict) -> None:
-    "Copy a trained model from its folder into the package, with its facts and what was measured."
-    told = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-    home = shipped_model(name)
+def into_package(name: str, folder: Path, measured: dict, more: tuple[str, ...] = ()) -> None:
+    "Copy a trained model and more of its files into the package, with its facts and measurements."
+    home, facts = shipped_model(name), folder / "facts.json"
+    told = json.loads(facts.read_text(encoding="utf-8")) if facts.exists() else {}
     home.mkdir(parents=True, exist_ok=True)
-    for file in ("model.safetensors", "config.json", "tokenizer.json"):
-        (home / file).write_bytes((folder / file).read_bytes())
+    for file in ("model.safetensors", "config.json", "tokenizer.json", *more):
+        shutil.copy(folder / file, home / file)
     text = json.dumps({**told, **measured}, indent=1) + "\n"
     (home / "facts.json").write_text(text, encoding="utf-8")
     print(text)
@@ -108,13 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="the folder of a finished run")
     folder = parser.parse_args().run
-    facts = measure(folder)
-    shipped_model().mkdir(parents=True, exist_ok=True)
-    for name in ("model.safetensors", "config.json", "tokenizer.json", "recipe.json"):
-        shutil.copy(folder / name, shipped_model() / name)
-    text = json.dumps(facts, indent=1) + "\n"
-    (shipped_model() / "facts.json").write_text(text, encoding="utf-8")
-    print(text)
+    into_package("tinytown", folder, measure(folder), ("recipe.json",))
 
 
 if __name__ == "__main__":

@@ -20,14 +20,13 @@ import torch
 from torch import Tensor
 
 from . import sampling
-from .chat import ROLES, add_markers, without_blank
-from .checkpoint import write_whole
+from .chat import ROLES, add_markers, has_markers, without_blank, write_json
 from .constrained import Constraint, grammar_library
 from .finetuning import Example
 from .inference import Allowed, AnyTokenizer, Writing, known_rules, write
 from .model import GPT
 from .sampling import Rule
-from .tokenizer import END_OF_TEXT, END_OF_TURN, Tokenizer
+from .tokenizer import END_OF_TURN, Tokenizer
 from .tools import NAME, UNREADABLE, Confirm, Result, Toolbox, as_json, read_call
 from .tools import read_json
 
@@ -163,8 +162,7 @@ def add_tool_tokens(
 
 def has_tool_markers(tokenizer: AnyTokenizer) -> bool:
     "Whether a vocabulary can tell calls and results from text."
-    return isinstance(tokenizer, Tokenizer) and \
-        {END_OF_TEXT, *MARKERS.values(), END_OF_TURN, CALL} <= tokenizer.special.keys()
+    return has_markers(tokenizer) and {CALL, TOOL} <= tokenizer.special.keys()
 
 # %% ../nbs/79_agent.ipynb #fits-call
 def fits_call(
@@ -213,16 +211,7 @@ class Run:
     ) -> None:
         "Write the run as JSON, whole or not at all."
         check_tool_messages(self.messages)
-        path = Path(path)
-        if path.exists():
-            try:
-                open_run(path)
-            except ValueError as e:
-                raise ValueError(f"{path} is there and holds no run, so it stays as it is; choose "
-                                 "another name") from e
-        text = json.dumps(vars(self), ensure_ascii=False, indent=2) + "\n"
-        raw = text.encode("utf-8", "backslashreplace")           # half a letter: \ud83d
-        write_whole(path, lambda p: p.write_bytes(raw))
+        write_json(path, vars(self), open_run, "run")
 
 
 def open_run(

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'Message', 'CHAT_TEMPLATE', 'check_messages', 'chat_example', 'chat_ids', 'add_markers', 'add_chat_tokens',
-           'replies', 'without_blank', 'has_markers', 'open_messages', 'save_messages', 'turns_to_leave_out', 'Chat']
+           'replies', 'without_blank', 'has_markers', 'open_messages', 'write_json', 'save_messages',
+           'turns_to_leave_out', 'Chat']
 
 # %% ../nbs/72_chat.ipynb #imports
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -179,22 +180,32 @@ def open_messages(
     return found["messages"]
 
 
+def write_json(
+    path: str | Path,                # a new file, or one of the same kind
+    value: object,                   # what JSON can hold
+    opens: Callable[[Path], object],     # reads such a file, and raises a ValueError for others
+    kind: str,                       # what such a file holds, for the message
+) -> None:
+    "Write JSON, whole or not at all. A file of another kind stays as it is."
+    path = Path(path)
+    if path.exists():
+        try:
+            opens(path)
+        except ValueError as e:
+            raise ValueError(f"{path} is there and holds no {kind}, so it stays as it is; choose "
+                             "another name") from e
+    text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+    raw = text.encode("utf-8", "backslashreplace")      # half a letter as JSON escapes it: \ud83d
+    write_whole(path, lambda p: p.write_bytes(raw))
+
+
 def save_messages(
     path: str | Path,                # a new file, or one that holds a conversation
     messages: Sequence[Message],
 ) -> None:
     "Write a conversation, whole or not at all."
     check_messages(messages)
-    path = Path(path)
-    if path.exists():
-        try:
-            open_messages(path)
-        except ValueError as e:
-            raise ValueError(f"{path} is there and holds no conversation, so it stays as it is; "
-                             "choose another name") from e
-    text = json.dumps({"messages": list(messages)}, ensure_ascii=False, indent=2) + "\n"
-    raw = text.encode("utf-8", "backslashreplace")      # half a letter as JSON escapes it: \ud83d
-    write_whole(path, lambda p: p.write_bytes(raw))
+    write_json(path, {"messages": list(messages)}, open_messages, "conversation")
 
 # %% ../nbs/72_chat.ipynb #turns-to-leave-out
 def turns_to_leave_out(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'CHANGES', 'TUNES', 'ORDERS', 'check_text', 'prompt_of', 'check_writing', 'print_stream', 'generate_command',
-           'ask_command', 'tokenize_command', 'info_command', 'eval_command', 'check_minutes', 'given',
+           'ask_command', 'tokenize_command', 'info_command', 'out_file', 'eval_command', 'check_minutes', 'given',
            'refuse_changes', 'refuse_started', 'changed', 'choose_recipe', 'stop_signal', 'progress_line', 'follow',
            'train_command', 'choose_tuning', 'finetune_command', 'plan_command', 'recipes_command', 'note', 'typed',
            'print_answer', 'print_tokens', 'obey', 'open_chat', 'follow_line', 'chat_command', 'print_sightings',
@@ -113,15 +113,21 @@ def info_command(args: argparse.Namespace) -> None:
                     print(f"  {key:34} {value}")
 
 # %% ../nbs/88_cli.ipynb #eval-command
+def out_file(args: argparse.Namespace) -> Path | None:     # None: nothing is written
+    "Where --out says; a folder that is not there is refused before the work."
+    out = Path(args.out) if args.out is not None else None
+    if out and (out.is_dir() or not out.parent.is_dir()):
+        raise ValueError(f"--out {out} must be a file in a folder that exists; make the folder "
+                         "first, or choose another")
+    return out
+
+
 def eval_command(args: argparse.Namespace) -> None:
     "Print each exam's score with its 95% interval, and write them down as JSON if asked."
     from minigpt.checkpoint import write_whole
     from minigpt.evaluation import EXAMS, exam, score
     from minigpt.weights import open_model
-    out = Path(args.out) if args.out is not None else None
-    if out and (out.is_dir() or not out.parent.is_dir()):
-        raise ValueError(f"--out {out} must be a file in a folder that exists; make the folder "
-                         "first, or choose another")
+    out = out_file(args)
     names = list(EXAMS) if args.tasks is None else args.tasks.split(",")
     exams = {name: exam(name, args.n, args.seed) for name in names}
     model, tokenizer = open_model(args.checkpoint)
@@ -718,10 +724,7 @@ def prompts_command(args: argparse.Namespace) -> None:
     from minigpt.evaluation import exam
     from minigpt.prompting import compare_prompts
     from minigpt.weights import open_model
-    out = Path(args.out) if args.out is not None else None
-    if out and (out.is_dir() or not out.parent.is_dir()):
-        raise ValueError(f"--out {out} must be a file in a folder that exists; make the folder "
-                         "first, or choose another")
+    out = out_file(args)
     if args.max_tokens < 1 or args.show < 0:
         raise ValueError(f"--max-tokens {args.max_tokens} must be at least 1, and --show "
                          f"{args.show} at least 0")

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Z', 'EXAMS', 'LENGTHS', 'Interval', 'wilson', 'bootstrap', 'Comparison', 'compare', 'pass_at_k', 'Item', 'plain',
-           'ShortAnswer', 'new_sums', 'pick', 'read_exam', 'exam', 'answer', 'sit', 'last_nats', 'token_nats',
-           'choice_ids', 'choice_nats', 'bits_per_byte', 'score', 'evaluate', 'task_rules', 'windows', 'HarnessModel',
-           'harness_model']
+           'ShortAnswer', 'new_sums', 'pick', 'read_text', 'read_exam', 'exam', 'complete_all', 'answer', 'sit',
+           'last_nats', 'token_nats', 'choice_ids', 'choice_nats', 'bits_per_byte', 'score', 'evaluate', 'task_rules',
+           'windows', 'HarnessModel', 'harness_model']
 
 # %% ../nbs/70_evaluation.ipynb #imports
 import json
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .inference import AnyTokenizer, complete_batch
+from .inference import AnyTokenizer, Completion, complete_batch
 from .loss import cross_entropy
 from .model import GPT
 from .sampling import Rule, min_p, temperature, top_k, top_p
@@ -175,17 +175,24 @@ EXAMS: dict[str, Callable[[Tinytown, int, int], Sequence[Item]]] = {    # (town,
 }
 
 # %% ../nbs/70_evaluation.ipynb #read-exam
+def read_text(
+    path: str | Path,         # a text file in UTF-8
+    wanted: str,              # what to give instead, for the message
+) -> str:
+    "What a file says. A ValueError names it, and why it cannot be read."
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        reason = getattr(e, "strerror", None) or "it is not UTF-8"
+        raise ValueError(f"{path} cannot be read ({reason}); give {wanted}") from e
+
+
 def read_exam(
     path: str | Path,         # .jsonl: {"prompt": "...", "answer": "..."}, or a list of answers
 ) -> list[ShortAnswer]:       # one for each line that is not blank
     "Your own questions. A ValueError names the file, and the line that is no question."
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        reason = getattr(e, "strerror", None) or "it is not UTF-8"
-        raise ValueError(f"{path} cannot be read ({reason}); give a .jsonl file of yours") from e
     items = []
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(read_text(path, "a .jsonl file of yours").split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -219,6 +226,24 @@ def exam(
     return pick(read_exam(name), n, seed)
 
 # %% ../nbs/70_evaluation.ipynb #answer
+def complete_all(
+    model: GPT,
+    tokenizer: AnyTokenizer,
+    prompts: Sequence[str],   # texts to continue; of one longer than the context the end is read
+    max_tokens: int,          # of each reply
+    rules: Sequence[Rule] = (),     # of sampling; none takes the likeliest
+    seed: int = 0,            # of the first prompt; the next has the next, so no two share luck
+    stop: Sequence[str] = ("\n",),  # strings that end a reply
+) -> list[Completion]:
+    "Continue many texts, thirty-two at a time."
+    said: list[Completion] = []
+    for i in range(0, len(prompts), 32):
+        some = prompts[i:i + 32]
+        said += complete_batch(model, tokenizer, some, max_tokens, list(rules) or [temperature(0)],
+                               range(seed + i, seed + i + len(some)), stop, overflow="slide")
+    return said
+
+
 def answer(
     model: GPT,
     tokenizer: AnyTokenizer,
@@ -227,12 +252,8 @@ def answer(
     rules: Sequence[Rule] = (),     # of sampling; none takes the likeliest
     seed: int = 0,            # of the first prompt; the next has the next, so no two share luck
 ) -> list[str]:               # the first line after each prompt
-    "Let a model answer, thirty-two prompts at a time."
-    said = []
-    for i in range(0, len(prompts), 32):
-        some = prompts[i:i + 32]
-        said += complete_batch(model, tokenizer, some, max_tokens, list(rules) or [temperature(0)],
-                               range(seed + i, seed + i + len(some)), ["\n"], overflow="slide")
+    "Let a model answer."
+    said = complete_all(model, tokenizer, prompts, max_tokens, rules, seed)
     return [completion.text for completion in said]
 
 

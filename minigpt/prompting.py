@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['HOLE', 'SHOT', 'Choice', 'holes_of', 'check_holes', 'fill_holes', 'Template', 'read_template', 'question_of', 'Shot',
-           'likeness', 'choose_shots', 'few_shot', 'Trial', 'is_shown', 'ask_all', 'prompts_of', 'trial_of',
-           'compare_prompts']
+           'likeness', 'choose_shots', 'few_shot', 'Trial', 'is_shown', 'prompts_of', 'trial_of', 'compare_prompts']
 
 # %% ../nbs/77_prompting.ipynb #imports
 import random
@@ -15,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from .evaluation import Comparison, Interval, Item, compare, plain, wilson
-from .inference import AnyTokenizer, Completion, complete_batch
+from .evaluation import Comparison, Interval, Item, compare, complete_all, plain
+from .evaluation import read_text, wilson
+from .inference import AnyTokenizer, Completion
 from .model import GPT
-from .sampling import Rule, temperature
+from .sampling import Rule
 from .tinytown import Question
 
 # %% ../nbs/77_prompting.ipynb #hole
@@ -104,11 +104,7 @@ def read_template(
     path: str | Path,           # a text file in UTF-8
 ) -> Template:                  # without the newline that ends the file
     "A prompt from a file. A ValueError names the file and what is wrong with it."
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        reason = getattr(e, "strerror", None) or "it is not UTF-8"
-        raise ValueError(f"{path} cannot be read ({reason}); give a text file") from e
+    text = read_text(path, "a text file")
     if "\0" in text:
         raise ValueError(f"{path} cannot be read (it is binary); give a text file")
     return Template(text.removesuffix("\n"), str(path))
@@ -203,24 +199,6 @@ def is_shown(
     return not low <= 0 <= high and gain.p < 0.05 / n_pairs
 
 # %% ../nbs/77_prompting.ipynb #ask-all
-def ask_all(
-    model: GPT,
-    tokenizer: AnyTokenizer,
-    prompts: Sequence[str],
-    max_tokens: int,
-    stop: Sequence[str],
-    rules: Sequence[Rule],
-    seed: int,                      # of the first prompt; the next has the next
-) -> list[Completion]:
-    "Continue all prompts, thirty-two at a time; of a long one the end is read."
-    said: list[Completion] = []
-    for i in range(0, len(prompts), 32):
-        some = prompts[i:i + 32]
-        said += complete_batch(model, tokenizer, some, max_tokens, list(rules) or [temperature(0)],
-                               range(seed + i, seed + i + len(some)), stop, overflow="slide")
-    return said
-
-
 def prompts_of(
     template: Template,
     items: Sequence[Item],
@@ -272,7 +250,7 @@ def compare_prompts(
     trials: dict[str, Trial] = {}
     asked = {name: prompts_of(template, items, shots) for name, template in templates.items()}
     for name, prompts in asked.items():
-        said = ask_all(model, tokenizer, prompts, max_tokens, stop, rules, seed)
+        said = complete_all(model, tokenizer, prompts, max_tokens, rules, seed, stop)
         tokens = [len(tokenizer.prompt_ids(prompt)) for prompt in prompts]
         trials[name] = trial_of(templates[name], items, tokens, said, model.cfg.context_length,
                                 next(iter(trials.values()), None))

@@ -1,4 +1,5 @@
 "What several test files share: repeatable hypothesis, refusals, a tiny tokenizer and saved model."
+import math
 import shutil
 import signal
 from contextlib import contextmanager
@@ -19,6 +20,11 @@ settings.register_profile("laws", deadline=None, derandomize=True, database=None
 settings.load_profile("laws")
 
 SOME_TEXT = "Rosa and Tom baked a cake. Tom's cake was larger than Rosa's cake, and it sank.\n" * 20
+
+
+def near(right: int, share: float, n: int) -> bool:
+    "Whether a count of n fits a share, with four deviations and two answers for other machines."
+    return abs(right - n * share) <= 4 * math.sqrt(n * share * (1 - share)) + 2
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from conftest import refused
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt import prompting
+from minigpt import evaluation, prompting
 from minigpt.checkpoint import load_model
 from minigpt.cli import main
 from minigpt.config import ModelConfig
@@ -298,7 +298,7 @@ def scripted(monkeypatch):
         def complete_batch(model, tokenizer, prompts, max_tokens, rules, seeds, stop, overflow):
             assert overflow == "slide" and 1 <= len(prompts) <= 32 == max(32, len(seeds))
             return [Completion(say(p), tuple(map(ord, say(p))), (), finish) for p in prompts]
-        monkeypatch.setattr(prompting, "complete_batch", complete_batch)
+        monkeypatch.setattr(evaluation, "complete_batch", complete_batch)
         return SimpleNamespace(cfg=SimpleNamespace(context_length=40)), Letters()
     return scripted
 

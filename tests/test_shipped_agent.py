@@ -1,10 +1,10 @@
 """The agent model that ships with the package is what its facts say, and its tools are its own."""
 import json
-import math
 import random
 from copy import deepcopy
 
 import pytest
+from conftest import near
 
 from minigpt import load
 from minigpt.agent import Agent, call_of, has_tool_markers, replay
@@ -57,11 +57,6 @@ def results(run):
     return [m["content"] for m in run.messages if m["role"] == "tool"]
 
 
-def near(right: int, share: float, n: int = N) -> bool:
-    "Whether a count of n fits a share, with four deviations and two answers for other machines."
-    return abs(right - n * share) <= 4 * math.sqrt(n * share * (1 - share)) + 2
-
-
 def test_its_files_are_small():
     assert sum(p.stat().st_size for p in shipped_model("agent").rglob("*")) <= 2_000_000
 
@@ -77,7 +72,7 @@ def test_exams(able, facts, kind):
     register, asked = errand_exam(kind, TOWN, N, 99)
     runs = agent_of(able, register).run_many([user(one.user) for one in asked])
     good = [(run, one) for run, one in zip(runs, asked) if last(run) == one.reply]
-    assert near(len(good), facts[f"{kind}, right"][0]), len(good)
+    assert near(len(good), facts[f"{kind}, right"][0], N), len(good)
     same = sum(run.messages == as_messages([one]) for run, one in good)
     assert same >= 0.9 * len(good), same                 # right, and by the calls that it takes
 
@@ -86,7 +81,7 @@ def test_sums_need_the_calculator(able, facts):
     _, asked = errand_exam("sum", TOWN, N, 99)
     said = replies(*able, [user(one.user) for one in asked], 40)
     right = sum(reply == one.reply for reply, one in zip(said, asked))
-    assert near(right, facts["sum, without tools, right"][0]), right
+    assert near(right, facts["sum, without tools, right"][0], N), right
     assert right < N / 2
 
 

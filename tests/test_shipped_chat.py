@@ -1,9 +1,9 @@
 """The chat model that ships with the package is what its facts say."""
 import json
-import math
 import random
 
 import pytest
+from conftest import near
 
 from minigpt import load
 from minigpt.chat import Chat, replies
@@ -29,24 +29,19 @@ def test_its_files_are_small():
     assert sum(p.stat().st_size for p in shipped_model("chat").rglob("*")) <= 2_000_000
 
 
-def near(right: int, share: float) -> bool:
-    "Whether a count of N fits a share, with four deviations and two answers for other machines."
-    return abs(right - N * share) <= 4 * math.sqrt(N * share * (1 - share)) + 2
-
-
 @pytest.mark.parametrize("name", CHAT_EXAMS)
 def test_exams(chatty, facts, name):
     asked = chat_exam(name, Tinytown(0), N, 99)
     said = replies(*chatty, [e.messages for e in asked])
     right = sum(e.is_correct(reply) for e, reply in zip(asked, said))
-    assert near(right, facts[f"{name}, right"][0]), right
+    assert near(right, facts[f"{name}, right"][0], N), right
     if name == "manner":
         kept = sum(e.obeys(reply) for e, reply in zip(asked, said))
-        assert near(kept, facts["manner, manner kept"][0]), kept
+        assert near(kept, facts["manner, manner kept"][0], N), kept
     if name == "follow-up":
         alone = replies(*chatty, [e.messages[-1:] for e in asked])
         lucky = sum(e.is_correct(reply) for e, reply in zip(asked, alone))
-        assert near(lucky, facts["follow-up, right without context"][0]), lucky
+        assert near(lucky, facts["follow-up, right without context"][0], N), lucky
 
 
 def test_it_tells_tales_as_well_as_its_base(chatty, facts):
