@@ -15,6 +15,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from filelock import FileLock
+
 FETCHED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src",
            "audio": "src", "embed": "src", "object": "data", "image": "href", "use": "href"}
 LINKED = {"stylesheet", "icon", "preload", "modulepreload", "prefetch", "preconnect",
@@ -136,6 +138,12 @@ def missing() -> str:
 
 def install() -> str:
     "Install the tools that package-lock.json pins, once; return what went wrong."
+    (BOOK / "_build").mkdir(exist_ok=True)
+    with FileLock(BOOK / "_build" / "npm.lock"):         # tests in several processes ask for it
+        return install_alone()
+
+
+def install_alone() -> str:
     lock, stamp = BOOK / "package-lock.json", BOOK / "node_modules" / "installed.json"
     if stamp.exists() and stamp.read_bytes() == lock.read_bytes():
         return ""

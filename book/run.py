@@ -27,6 +27,7 @@ TIME_LIMIT = int(os.environ.get("NOTEBOOK_SECONDS", 600))  # for one notebook, o
 DIRECTIVE = re.compile(r"^[ \t]*#[ \t]*\|[ \t]*(.*?)[ \t]*$", re.M)
 MENTION = re.compile(r"\bminigpt\b(?:\.([a-z_]\w*))?")
 COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+RUNNING = re.compile(r"\bRunning: (\d+) (second|minute)")
 
 
 class ChapterError(Exception):
@@ -106,6 +107,12 @@ def crowd() -> float:
     return max(1.0, load / (os.cpu_count() or 1))
 
 
+def threads() -> dict[str, str]:
+    "What tells one of several programs to use its share of the cores, and no more."
+    share = str(max(1, (os.cpu_count() or 1) // WORKERS))
+    return {"OMP_NUM_THREADS": share, "MKL_NUM_THREADS": share}
+
+
 def execute(path: Path, progress=lambda cell, total: None):
     "Run one notebook from top to bottom in a fresh process; return it with its outputs."
     from jupyter_client.manager import AsyncKernelManager
@@ -141,10 +148,9 @@ def execute(path: Path, progress=lambda cell, total: None):
         extra_arguments=["--InlineBackend.figure_formats={'svg'}", "--log-level=ERROR",
                          "--HistoryManager.enabled=False"],
     )
-    threads = str(max(1, (os.cpu_count() or 1) // WORKERS))
     # no start-up files of the user
     quiet = "ignore:IProgress not found"      # tqdm asks for a widget that no page could show
-    env = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads,
+    env = os.environ | threads() | {
                         "PYTHONHASHSEED": "0", "PYTHONIOENCODING": "utf-8",
                         "PYTHONWARNINGS": quiet,
                         "IPYTHONDIR": str(STORE.parent / "ipython")}
@@ -230,6 +236,12 @@ def load(path: Path):
         raise ChapterError(f"FAILED nbs/{path.name}: not a notebook ({str(error)[:80]})") from error
 
 
+def stated(path: Path) -> float:
+    "The seconds that a chapter says it runs; without end if it does not say."
+    found = RUNNING.search(path.read_text(encoding="utf-8"))
+    return int(found[1]) * {"second": 1, "minute": 60}[found[2]] if found else float("inf")
+
+
 def run_all(paths: list[Path], workers: int = WORKERS) -> dict[Path, str]:
     "Run what has changed, longest first; return a message for each that failed."
     times_file, failures = STORE / "seconds.json", {}
@@ -257,8 +269,7 @@ def run_all(paths: list[Path], workers: int = WORKERS) -> dict[Path, str]:
         return time.monotonic() - start
 
     with ThreadPoolExecutor(workers) as pool:
-        # unknown times go first, in the book's order
-        order = sorted(todo, key=lambda p: -times.get(p.stem, 1e9))
+        order = sorted(todo, key=lambda p: -times.get(p.stem, stated(p)))
         jobs = {pool.submit(one, path): path for path in order}
         waiting = set(jobs)
         while waiting:

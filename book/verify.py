@@ -1,4 +1,5 @@
 """Every check of the repository, in the order in which a failure is cheapest to mend."""
+import json
 import os
 import re
 import shutil
@@ -52,35 +53,21 @@ def out_of_step() -> list[str]:
     return found
 
 
-class Checks:
-    "A pytest plugin: what was found before pytest started counts in its summary too."
-
-    def __init__(self, results: dict[str, str]):
-        self.results = results
-
-    def pytest_collection_modifyitems(self, session, items):
-        items[:0] = [Check.from_parent(session, name=name, problem=problem)
-                     for name, problem in self.results.items()]
-
-
-class Check(pytest.Item):
-    def __init__(self, *, problem: str, **keywords):
-        super().__init__(**keywords)
-        self.problem = problem
-
-    def runtest(self):
-        if self.problem:
-            raise AssertionError(self.problem)
-
-    def repr_failure(self, excinfo):
-        return str(excinfo.value)
-
-    def reportinfo(self):
-        return self.name, None, self.name
-
-
 def report(found: list[str]) -> None:
     print("  " + (f"{len(found)} findings, shown at the end" if found else "ok"), flush=True)
+
+
+def run_tests(results: dict[str, str]) -> int:
+    "Pytest, in as many processes as notebooks run in; its summary counts the results as well."
+    sys.path[0], shared = str(ROOT), []
+    if run.WORKERS > 1:                        # what the caller says comes later, and wins
+        shared = ["-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder"]
+        os.environ |= run.threads() | {"PYTEST_XDIST_AUTO_NUM_WORKERS": str(run.WORKERS)}
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder, "results.json")
+        found.write_text(json.dumps(results), encoding="utf-8")
+        os.environ["CHECK_RESULTS"] = str(found)             # tests/conftest.py reads it
+        return pytest.main([*shared, *sys.argv[1:]])
 
 
 def verify() -> int:
@@ -98,8 +85,7 @@ def verify() -> int:
         failures = run.run_all(paths)
         results |= {f"nbs/{path.name}": failures.get(path, "") for path in paths}
     print(f"\n{step.summary()}\n\n[4/4] pytest, which reports the checks above as well", flush=True)
-    sys.path[0] = str(ROOT)
-    return pytest.main(sys.argv[1:], plugins=[Checks(results)])
+    return run_tests(results)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LARGEST', 'Baseline', 'Kind', 'Task', 'Rollouts', 'reward_of', 'roll_out', 'advantages', 'gae', 'k1', 'k2', 'k3',
-           'policy_loss', 'ActorCritic', 'RolloutBatch', 'Practice', 'policy_objective', 'ppo_objective']
+           'policy_loss', 'ActorCritic', 'RolloutBatch', 'Practice', 'written', 'policy_objective', 'ppo_objective']
 
 # %% ../nbs/75_reinforcement.ipynb #imports
 import copy
@@ -203,7 +203,7 @@ class ActorCritic(nn.Module):
 class RolloutBatch:
     "Attempts, ready to learn from."
     answers: Batch                       # B rows
-    old: Tensor                          # (B, T) nats: log-probabilities when they were written
+    old: Tensor | None                   # (B, T) nats when they were written; None: those of now
     advantage: Tensor                    # (B,), or (B, T) with a critic
     rewards: Tensor                      # (P, G)
     texts: list[str]                     # B answers
@@ -293,7 +293,8 @@ class Practice:
                           self.max_tokens, self.seed * 1_000_003 + n)
         device = self.policy.device
         answers = stack(rolled.examples).to(device)
-        old = token_log_probs(self.policy, answers)
+        # a single step is taken by the very policy that wrote: its ratios are 1
+        old = None if self.updates == 1 else token_log_probs(self.policy, answers)
         self.policy.train(training)
         reference = None if self.reference is None else token_log_probs(self.reference, answers)
         if self.critic is None:
@@ -311,6 +312,14 @@ class Practice:
                             reference, returns)
 
 # %% ../nbs/75_reinforcement.ipynb #policy-objective
+def written(
+    batch: RolloutBatch,
+    new: Tensor,                         # (B, T) nats: log-probabilities by the policy now
+) -> Tensor:                             # (B, T) nats
+    "The log-probabilities when the answers were written."
+    return new.detach() if batch.old is None else batch.old
+
+
 def policy_objective(
     kind: Kind = "dapo",                 # what the sum is divided by, as in `policy_loss`
     clip: float = 0.2,                   # how far a ratio may go before it pays no more
@@ -331,8 +340,9 @@ def policy_objective(
             return 0.0 * next(p for p in model.parameters() if p.requires_grad).sum(), n
         a = batch.answers
         some = token_log_probs(model, Batch(a.inputs[rows], a.targets[rows], a.segments[rows]))
-        new = batch.old.index_put((rows,), some)
-        return policy_loss(new, batch.old, batch.advantage, counts, kind, clip, clip_high,
+        new = (torch.zeros_like(counts, dtype=some.dtype) if batch.old is None else batch.old) \
+            .index_put((rows,), some)
+        return policy_loss(new, written(batch, new), batch.advantage, counts, kind, clip, clip_high,
                            max_tokens, batch.reference if beta else None, beta), n
     return objective
 
@@ -346,7 +356,7 @@ def ppo_objective(
         if batch.returns is None:
             raise ValueError("the practice has no critic; give it the model with critic=")
         new = token_log_probs(model.policy, batch.answers)
-        loss = policy_loss(new, batch.old, batch.advantage, batch.counts, "dapo", clip)
+        loss = policy_loss(new, written(batch, new), batch.advantage, batch.counts, "dapo", clip)
         off = (model.values(batch.answers) - batch.returns)[batch.counts]
         return loss + value_weight * off.square().mean(), int(batch.counts.sum())
     return objective

@@ -1,8 +1,11 @@
 "What several test files share: repeatable hypothesis, refusals, a tiny tokenizer and saved model."
+import json
 import math
+import os
 import shutil
 import signal
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +21,42 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:      # as behind nohup: wh
 
 settings.register_profile("laws", deadline=None, derandomize=True, database=None)
 settings.load_profile("laws")
+
+
+class Check(pytest.Item):
+    "What `book/verify.py` checked before the tests began: it fails with what was found."
+
+    def __init__(self, *, problem: str, **keywords):
+        super().__init__(**keywords)
+        self.problem = problem
+
+    def runtest(self):
+        if self.problem:
+            raise AssertionError(self.problem)
+
+    def repr_failure(self, excinfo):
+        return str(excinfo.value)
+
+    def reportinfo(self):
+        return self.name, None, self.name
+
+
+# The files that take longest, and begin first where several processes share them: none is left to
+# run alone at the end. A file stays in one process, for its fixtures are what costs most.
+LONG = ("test_open_notebooks", "test_zoo", "test_distributed", "test_page", "test_generation",
+        "test_config_fields", "test_cli", "test_site_check")
+
+
+def pytest_collection_modifyitems(session, items):
+    "Each process that runs tests is told by a file: processes share nothing but variables."
+    if hasattr(session.config, "workerinput"):
+        rank = {name: i for i, name in enumerate(LONG)}
+        items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+    if "CHECK_RESULTS" in os.environ:
+        results = json.loads(Path(os.environ["CHECK_RESULTS"]).read_text(encoding="utf-8"))
+        items[:0] = [Check.from_parent(session, name=name, problem=problem)
+                     for name, problem in results.items()]
+
 
 SOME_TEXT = "Rosa and Tom baked a cake. Tom's cake was larger than Rosa's cake, and it sank.\n" * 20
 

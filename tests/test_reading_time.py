@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "book"), str(ROOT / "book" / "_ext")]
+import run  # noqa: E402
 from chapters import HEAD, LONG, directives  # noqa: E402
 
 WORDS, LINES = 220, 25        # a minute
@@ -55,3 +56,9 @@ def test_the_stated_minutes_agree(path):
     assert 1 / BAND <= said / about <= BAND or abs(said - about) <= SLACK, (
         f"nbs/{path.name} states {said} minutes of reading, its words and code make about "
         f"{about:.0f}: change the first cell, or shorten the chapter")
+
+
+def test_every_chapter_says_how_long_it_runs():
+    "The longest start first, so that none runs alone at the end."
+    assert {path.stem: run.stated(path) for path in CHAPTERS if run.stated(path) > 600} == {}
+    assert max(map(run.stated, CHAPTERS)) > 60 > min(map(run.stated, CHAPTERS)) > 0

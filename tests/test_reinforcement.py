@@ -313,6 +313,35 @@ def test_no_advantages_at_all_are_no_slope_and_no_crash():
     policy_objective()(policy, batch_of(policy, ANSWERS, torch.zeros(13)))[0].backward()
 
 
+def with_old(batch, policy):
+    return replace(batch, old=token_log_probs(policy, batch.answers).detach())
+
+
+@each_kind
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_a_single_step_is_that_with_the_probabilities_of_the_writing(kind, beta):
+    "They are those of the step itself, so they are not calculated twice: the ratios are 1."
+    policy = build()
+    batch = practice(policy, reference=build(1))[0]
+    assert batch.old is None and batch.advantage.any() and not batch.advantage.all()
+    found, n = policy_objective(kind, 0.2, None, beta)(policy, batch)
+    expected, same = policy_objective(kind, 0.2, None, beta)(policy, with_old(batch, policy))
+    close(found, expected, 1e-6)
+    close(slopes(policy, found), slopes(policy, expected), 1e-6)
+    assert n == same and slopes(policy, found).norm() > 0.01
+
+
+def test_a_single_step_with_a_critic_is_that_with_the_probabilities_of_the_writing():
+    critic = ActorCritic(build())
+    torch.nn.init.normal_(critic.head.weight)
+    batch = practice(critic.policy, critic=critic, group=1, n_tasks=16)[0]
+    found, expected = (ppo_objective()(critic, b)[0]
+                       for b in (batch, with_old(batch, critic.policy)))
+    assert batch.old is None
+    close(found, expected, 1e-6)
+    close(slopes(critic, found), slopes(critic, expected), 1e-6)
+
+
 # --- practice
 
 def practice(policy, tasks=None, **how):
@@ -338,7 +367,9 @@ def test_a_batch_depends_on_its_number_the_seed_and_the_weights():
     with torch.no_grad():
         shown.policy.embedding.weight[0] *= 30                   # the weights at that moment
     assert flat(shown[0]) != backwards[0]
-    close(shown[0].old, token_log_probs(shown.policy, shown[0].answers), 1e-6)
+    kept = practice(shown.policy, updates=2)[0]
+    close(kept.old, token_log_probs(shown.policy, kept.answers), 1e-6)
+    assert kept.texts == shown[0].texts and shown[0].old is None
     assert {t.prompt[0] for n in range(9) for t in one.chosen(n)} == {0, 1, 2}
     assert one.chosen(0) != one.chosen(1) != practice(model, seed=1).chosen(1)
     alone = [practice(model, tasks_of()[:1], seed=seed) for seed in (0, 1)]
@@ -348,17 +379,17 @@ def test_a_batch_depends_on_its_number_the_seed_and_the_weights():
 
 
 def test_updates_use_the_same_attempts_and_resuming_between_them_is_refused():
-    batches = practice(build(), updates=4)
+    batches, once = practice(build(), updates=4), practice(build())
     assert len({id(batches[n]) for n in range(4)}) == 1
-    assert flat(batches[0]) == flat(practice(build())[0]) != flat(batches[4])
-    assert flat(batches[7]) == flat(practice(build())[1])
+    attempts = [flat(replace(batches[n], old=None)) for n in (0, 4, 7)]
+    assert attempts[0] == flat(once[0]) != attempts[1] and attempts[2] == flat(once[1])
     with refused("step 2 uses attempts that step 0 drew", "a multiple of updates=4"):
         practice(build(), updates=4)[2]
 
 
 def test_a_batch_holds_what_a_step_needs():
     model, reference = build(), build(1)
-    batch = practice(model, reference=reference, baseline="others")[0]
+    batch = practice(model, reference=reference, baseline="others", updates=2)[0]
     assert torch.equal(batch.counts, batch.answers.targets != IGNORE) and batch.returns is None
     assert torch.equal(batch.advantage, advantages(batch.rewards, "others").flatten())
     assert batch.rewards.shape == (4, 4) and len(batch.texts) == 16
@@ -369,7 +400,7 @@ def test_a_batch_holds_what_a_step_needs():
 def test_a_critics_advantages_are_those_of_a_reward_at_the_end():
     critic = ActorCritic(build())
     torch.nn.init.normal_(critic.head.weight)
-    batch = practice(critic.policy, critic=critic, group=1, n_tasks=16)[0]
+    batch = practice(critic.policy, critic=critic, group=1, n_tasks=16, updates=2)[0]
     values, mine = critic.values(batch.answers).detach(), []
     for b, reward in enumerate(batch.rewards.flatten().tolist()):
         value = values[b, batch.counts[b]][None]
