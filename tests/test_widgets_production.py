@@ -117,6 +117,9 @@ def oracle(W: np.ndarray, bits: int, reach: str) -> tuple[np.ndarray, list[float
     return out + np.float32(0), scales                    # -0 becomes 0
 
 
+SOME = still_quantize.documents()[::2]                    # one of each kind; the browser reads all
+
+
 def small_matrices() -> list[dict]:
     "Ties, zeros, single columns, groups that are cut short, scales that float16 cannot hold."
     rng, found = np.random.default_rng(0), []
@@ -145,7 +148,7 @@ def rounding(tmp_path_factory) -> dict:
     path = tmp_path_factory.mktemp("rounding") / "golden.json"
     path.write_text(json.dumps(dict(
         settings=[dict(bits=bits, reach=reach, embedding=whole) for bits, reach, whole in SETTINGS],
-        texts=[d.text for d in still_quantize.documents()], small=small_matrices(),
+        texts=[d.text for d in SOME], small=small_matrices(),
         numbers=NUMBERS.tolist())), encoding="utf-8")
     return json.loads(node("rounding.mjs", shipped_model(), path))
 
@@ -169,9 +172,10 @@ def by_torch() -> list[dict]:
         with torch.no_grad():
             for name, p in model.named_parameters():
                 p.copy_(rounded.get(name, exact[name]))
-            nats = document_loss(model, ids, tokenizer.end_of_text).double().mean().item()
+            bits_each = document_loss(model, ids, tokenizer.end_of_text).double() / math.log(2)
         names = [n for n, W in exact.items() if W.ndim == 2]
-        found.append(dict(loss=nats / math.log(2), scales=scales, zeros=zeros, weights=weights,
+        found.append(dict(loss=bits_each.mean().item(), some=bits_each[::2].mean().item(),
+                          scales=scales, zeros=zeros, weights=weights,
                           hashes={n: rounded.get(n, exact[n]).numpy().tobytes() for n in names}))
     return found
 
@@ -198,7 +202,7 @@ def test_the_page_s_rounded_weights_are_python_s_to_the_bit(rounding, by_torch):
 @needs_node
 def test_the_page_s_losses_are_python_s(rounding, by_torch):
     for mine, theirs in zip(rounding["found"], by_torch, strict=True):
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert mine["loss"] == pytest.approx(theirs["some"], rel=1e-4)
     assert rounding["whole"] == pytest.approx(rounding["stepwise"], rel=1e-6)
 
 

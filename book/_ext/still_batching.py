@@ -115,12 +115,13 @@ def batching(text: str) -> str:       # what the live part begins with: some of 
         if not chunked:
             says = f"{name.capitalize()} batching: {steps} steps, {use:.0%} of the slots used"
             boards.append(f'<p class="live-head">{says}</p>{board(columns, says)}')
-        rows.append(f"<tr><th>{name}{', chunked prefill' if chunked else ''}</th><td>{steps}</td>"
-                    f"<td>{use:.0%}</td><td>{mean:.1f}</td><td>{p95}</td><td>{pause}</td></tr>")
+        whole = name + (", chunked prefill" if chunked else "")
+        rows.append(f'<tr><th scope="row">{whole}</th><td>{steps}</td><td>{use:.0%}</td>'
+                    f"<td>{mean:.1f}</td><td>{p95}</td><td>{pause}</td></tr>")
     key = "".join(f'<span><svg viewBox="0 0 18 22" aria-hidden="true"><rect class="board-{kind}" '
                   f'x="1" y="1" width="16" height="20" rx="2"/></svg> {name}</span> '
                   for kind, name in KINDS.items())
-    head = "".join(f"<th>{name}</th>" for name in (
+    head = "".join(f'<th scope="col">{name}</th>' for name in (
         "batching", "steps in all", "slots used", "first token, mean", "first token, p95",
         "longest pause"))
     return (f'{"".join(boards)}<p class="live-key">{key}</p>'

@@ -142,16 +142,17 @@ def histogram(W: Tensor, scale: float, most: int) -> str:
 @torch.no_grad()
 def table(model: torch.nn.Module) -> str:
     "For each number of bits and each reach of a scale: the loss."
-    head = "".join(f"<th>{says}</th>" for says in REACHES.values())
+    head = "".join(f'<th scope="col">{says}</th>' for says in REACHES.values())
     rows = []
     for bits in BITS:
         cells = []
         for reach in REACHES:
             round_model(model, bits, reach)
             cells.append(f"<td>{document_bits(model):,.1f}</td>")
-        rows.append(f"<tr><th>{bits}</th>{''.join(cells)}</tr>")
+        rows.append(f'<tr><th scope="row">{bits}</th>{"".join(cells)}</tr>')
     return ('<div class="pst-scrollable-table-container"><table class="table"><thead><tr>'
-            f"<th>bits</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>")
+            f'<th scope="col">bits</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+            "</div>")
 
 
 @functools.cache

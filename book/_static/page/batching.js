@@ -19,15 +19,16 @@ const box = (kind, x, y) => `<rect class="board-${kind}" x="${x + 1}" y="${y + 1
 /** The first n steps of a timeline, one column each: the inside of an SVG. In the first row stands
     how many wait outside, below it the slots with the numbers of their requests. */
 export function drawing(columns, n) {
-  const text = (says, x, y) => `<text x="${x + CELL / 2}" y="${y + 15}">${says}</text>`;
+  const text = (says, x, y, dim) => `<text${dim ? ' class="board-dim"' : ""} ` +
+    `x="${x + CELL / 2}" y="${y + 15}">${says}</text>`;
   return columns.map(({ queue, cells }, step) => {
     const x = step * CELL, late = step >= n;
-    return (queue.length && !late ? text(queue.length, x, 0) : "") + cells.map((cell, slot) => {
+    return (queue.length && !late ? text(queue.length, x, 0, true) : "") + cells.map((cell, slot) => {
       const y = (slot + 1) * HIGH;
       if (late) return box("empty", x, y);
       const first = cell.kind === "prefill" && cell.token;
       return box(cell.kind, x, y) + (first ? box("first", x, y) : "")
-        + (cell.request === undefined ? "" : text(cell.request + 1, x, y));
+        + (cell.request === undefined ? "" : text(cell.request + 1, x, y, cell.kind === "wait"));
     }).join("");
   }).join("") + (n ? `<rect class="board-now" x="${(n - 1) * CELL + 0.75}" y="0.75" ` +
     `width="${CELL - 1.5}" height="${(SLOTS + 1) * HIGH - 1.5}"/>` : "");
@@ -35,7 +36,8 @@ export function drawing(columns, n) {
 
 /** One step in words. */
 export function telling({ queue, cells }, list, column) {
-  const of = (kind) => cells.filter((cell) => cell.kind === kind).map((cell) => cell.request);
+  const of = (kind) => cells.filter((cell) => cell.kind === kind).map((cell) => cell.request)
+    .sort((a, b) => a - b);
   const [reading] = of("prefill"), made = of("decode"), waiting = of("wait");
   const many = (ids, one, more) => (ids.length === 1 ? one : more);
   const parts = [
