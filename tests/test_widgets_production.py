@@ -249,7 +249,11 @@ def test_the_texts_are_of_every_kind_and_cost_more_than_their_choices(tmp_path):
     assert len(set(told["texts"])) == 14 and 1000 < n_tokens < 2000
     kinds = Counter(d.kind for d in still_quantize.documents())
     assert set(kinds.values()) == {2} and len(kinds) == 7
-    assert told["floor"] < told["float32"] < 1.3 * told["floor"]
+    model, tokenizer = load_model()
+    exact = document_loss(model, [tokenizer.encode(t) for t in told["texts"]],
+                          tokenizer.end_of_text) / math.log(2)
+    assert told["float32"] == pytest.approx(exact.tolist(), rel=1e-4)
+    assert told["floor"] < exact.mean().item() < 1.3 * told["floor"]
 
 
 def test_the_still_picture_tells_the_loss_of_every_grid(by_torch):

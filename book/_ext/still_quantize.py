@@ -85,12 +85,17 @@ def documents() -> tuple[Document, ...]:
     return tuple(itertools.chain(*found.values()))
 
 
-def document_bits(model: torch.nn.Module) -> float:
-    "The mean loss of a document, in bits."
+def losses(model: torch.nn.Module) -> list[float]:
+    "The loss of each document, in bits."
     _, tokenizer = opened()
     nats = document_loss(model, [tokenizer.encode(d.text) for d in documents()],
                          tokenizer.end_of_text)
-    return nats.double().mean().item() / math.log(2)
+    return (nats.double() / math.log(2)).tolist()
+
+
+def document_bits(model: torch.nn.Module) -> float:
+    "The mean loss of a document, in bits."
+    return sum(losses(model)) / len(documents())
 
 
 def floor_bits() -> float:
@@ -113,7 +118,7 @@ def write_documents(site: Path) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"texts": [d.text for d in documents()], "floor": floor_bits(),
-                       "float32": document_bits(opened()[0])})
+                       "float32": losses(opened()[0])})
     write_whole(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 

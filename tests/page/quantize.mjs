@@ -3,12 +3,13 @@
 // not ask for it.
 import assert from "node:assert/strict";
 import path from "node:path";
-import { curves, histogram, title } from "../../book/_static/page/quantize.js";
+import { compared, curves, histogram, title } from "../../book/_static/page/quantize.js";
 import { json } from "./files.mjs";
 import { inBrowser, ROOT } from "./serve.mjs";
 import { hand, stage } from "./stage.mjs";
 
-const [documents, losses] = process.argv.slice(2), told = json(documents), wanted = json(losses);
+const [documents, losses] = process.argv.slice(2), each = json(documents), wanted = json(losses);
+const told = { ...each, float32: each.float32.reduce((a, b) => a + b) / each.float32.length };
 const places = { "/": stage("quantize", "Once upon a time", "light"),
   "/dark/": stage("quantize", "Q: Where does Rita live?", "dark"),
   "/_static/": path.join(ROOT, "book/_static"), "/_static/page/quantize.json": documents,
@@ -16,6 +17,8 @@ const places = { "/": stage("quantize", "Once upon a time", "light"),
 
 assert.equal(title("blocks.3.mlp.down.weight"), "block 4: down");
 assert.equal(title("embedding.weight"), "embedding");
+assert.deepEqual([1.0003, 1.012, 0.99, 14.2].map(compared), ["as in float32", "1.2% above float32",
+  "1.0% below float32", "14 times as much as in float32"]);
 const one = { bins: [1, 0, 2, 1], reach: 1, scales: [1], middle: 1, count: 1 };
 assert.equal(histogram(one, 2).match(/M[\d.]+ 0V100/g).length, 3);       // -1, 0, 1
 assert.match(histogram(one, 2), /M0\.00 0V100M50\.00 0V100M100\.00 0V100/);
@@ -33,6 +36,7 @@ await inBrowser(places, async (page, origin) => {
   await open("/");
   await says(new RegExp(`^4 bits and one scale for each matrix: really 4\\.00 bits a weight, .* ` +
     `The loss is ${loss("4 matrix")} bits a document, .* float32 ${end}`));
+  await page.getByText("Measured on 14 documents").waitFor();
   assert.equal(await at("option").count(), 3 + 29);
   assert.match(await at(".live-text").textContent(), /^Once upon a time./);
   const drunk = await at(".live-made").textContent();
@@ -51,6 +55,7 @@ await inBrowser(places, async (page, origin) => {
   assert.equal(await at("path.quantize-level").count(), 9);              // one, and eight rulers
   await knob("Bits of a weight").focus();
   await page.keyboard.press("ArrowLeft");
+  await page.getByText(/^It reads: after \d+ of 14 documents, [\d.]+% above float32\.$/).waitFor();
   assert.equal(await knob("Bits of a weight").getAttribute("aria-valuetext"), "3 bits");
   await says(new RegExp(`^3 bits and a scale for each row: .* ${loss("3 row")} bits a document`));
   assert.equal(await levels(), 7);

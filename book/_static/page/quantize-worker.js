@@ -25,7 +25,8 @@ async function open() {
   shop = { model, tokenizer, exact, now, texts, all: matrices(model), grids: new Map(), state: "",
     losses: new Map() };
   const size = [...exact.values()].reduce((sum, t) => sum + t.length, 0);
-  return { floor: told.floor, float32: told.float32, size,
+  const float32 = told.float32.reduce((a, b) => a + b) / texts.length;
+  return { floor: told.floor, float32, each: told.float32, size,
     tokens: texts.reduce((sum, ids) => sum + ids.length + 1, 0), documents: texts.length,
     matrices: shop.all.map(([name]) => name) };
 }
@@ -97,7 +98,7 @@ async function loss(id, setting) {
   for (let n = 0, sum = 0; !losses.has(setting); n++) {
     sum += model.bits(texts[n], tokenizer.endOfText);
     if (n + 1 === texts.length) losses.set(setting, sum / texts.length);
-    else postMessage({ id, kind: "reading", done: n + 1 });
+    else postMessage({ id, kind: "reading", done: n + 1, sum });
     if (!await still(id)) return;
   }
   postMessage({ id, kind: "loss", bits: losses.get(setting) });

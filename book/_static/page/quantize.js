@@ -13,6 +13,13 @@ const MOST_BITS = 9, TICKS = [100, 200, 500, 1000, 2000, 5000];
 const number = (n, digits = 0) => n.toLocaleString("en",
   { minimumFractionDigits: digits, maximumFractionDigits: digits }).replace("-", "−");
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(2)} MB`;
+/** A loss beside that of float32, of which it is a multiple. */
+export function compared(times) {
+  const more = 100 * (times - 1);
+  if (Math.abs(more) < 0.05) return "as in float32";
+  return more >= 1000 ? `${number(times)} times as much as in float32`
+    : `${number(Math.abs(more), 1)}% ${more > 0 ? "above" : "below"} float32`;
+}
 /** blocks.0.attention.query.weight as a reader calls it. */
 export const title = (name) => name.replace(/^blocks\.(\d+)\.\w+\.(\w+)\.weight$/,
   (_, layer, part) => `block ${+layer + 1}: ${part}`).replace(/^(\w+)\.weight$/, "$1");
@@ -145,13 +152,9 @@ export default async function quantize(host, { text }) {
     const what = bits() === 32 ? `All in float32: ${megabytes(full)}.`
       : `${bits()} bits and ${WITH[reach.value]}: really ${number(real, 2)} bits a weight, ` +
         `${megabytes(bytes)} instead of ${megabytes(full)}.`;
-    const more = 100 * (loss / facts.float32 - 1);
     says.textContent = `${what} The loss is ${number(loss, 1)} bits a document, ` +
-      `${Math.abs(more) < 0.05 ? "as in float32" : more < 1000
-        ? `${number(Math.abs(more), 1)}% ${more > 0 ? "above" : "below"} float32 (${
-          number(facts.float32, 1)})`
-        : `${number(loss / facts.float32, 0)} times as much as float32 (${
-          number(facts.float32, 1)})`}; the floor is ${number(facts.floor, 1)}.`;
+      `${compared(loss / facts.float32)} (${number(facts.float32, 1)}); the floor is ${
+        number(facts.floor, 1)}.`;
   }
 
   const HEAR = {
@@ -164,8 +167,10 @@ export default async function quantize(host, { text }) {
     story({ text: said }) {
       made.replaceChildren(asked, h("span", { class: "live-made" }, said));
     },
-    reading({ done }) {
-      lossSays.textContent = `It reads ${done} of ${facts.documents} documents.`;
+    reading({ done, sum }) {
+      const same = facts.each.slice(0, done).reduce((a, b) => a + b);      // as float32 read them
+      lossSays.textContent = `It reads: after ${done} of ${facts.documents} documents, ` +
+        `${compared(sum / same)}.`;
     },
     loss({ bits: loss }) {
       if (bits() < 32) {
