@@ -25,6 +25,7 @@ from minigpt.page import TALKS, write_golden
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "book"), str(ROOT / "book" / "_ext")]
 import check_site  # noqa: E402
+import still  # noqa: E402
 import still_chat  # noqa: E402
 import still_graph  # noqa: E402
 import still_trainer  # noqa: E402
@@ -54,7 +55,7 @@ KINDS = {
 }
 has_chat = pytest.mark.skipif(not (shipped_model("chat") / "model.safetensors").exists(),
                               reason="minigpt/shipped/chat holds no model")
-MODELS = ["shipped", pytest.param("chat", marks=has_chat), *KINDS]
+MODELS = ["shipped", "shipped-8bit", pytest.param("chat", marks=has_chat), *KINDS]
 CHATS = [pytest.param("chat", marks=has_chat), "talker"]
 
 
@@ -65,6 +66,9 @@ def models(tmp_path_factory) -> Path:
     model, tokenizer = load_model()
     shutil.copytree(shipped_model(), folder / "shipped")
     write_golden(folder / "shipped.json", model, tokenizer)
+    still.write_model(folder)                     # what the page fetches, and what Python finds
+    (folder / still.FOLDER).rename(folder / "shipped-8bit")
+    write_golden(folder / "shipped-8bit.json", *load_model(folder / "shipped-8bit"))
     if (shipped_model("chat") / "model.safetensors").exists():
         shutil.copytree(shipped_model("chat"), folder / "chat")
         write_golden(folder / "chat.json", *load_model(folder / "chat"))
@@ -110,7 +114,8 @@ def test_the_engine_agrees_in_a_browser(models, browser, name):
 
 
 def test_every_part_works_as_a_reader_uses_it(models, browser):
-    assert "every part works" in node("parts.mjs", models / "gpt2", browser=browser)
+    assert "every part works" in node("parts.mjs", models / "gpt2", models / "shipped-8bit",
+                                                 browser=browser)
 
 
 # ---- The conversation --------------------------------------------------------------------------
@@ -165,7 +170,8 @@ def test_the_conversation_works_as_a_reader_uses_it(models, browser):
             answers[told["messages"][0]["content"]] = tokenizer.decode(words).removeprefix(" ")
     (models / "answers.json").write_text(json.dumps(answers))
     assert "the conversation works" in node("chat.mjs", models / "answers.json", models / "talker",
-                                            models / "gpt2", browser=browser)
+                                            models / "gpt2", models / "shipped-8bit",
+                                            browser=browser)
 
 
 @has_chat

@@ -9,16 +9,22 @@ from pathlib import Path
 
 import levels
 import still
+import still_batching
 import still_chat
+import still_quantize
 import still_trainer
 import still_zoo
 from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.util.docutils import SphinxDirective
 
-BEGIN = {"trainer": still_trainer.NAMES, "zoo": "length"}     # parts that do not begin with a story
+BEGIN = {"trainer": still_trainer.NAMES, "zoo": "length",     # parts that do not begin with a story
+         "batching": still_batching.BEGIN}
 ALIVE = {"chat": "you can ask questions of your own",
-         "zoo": "you can choose what is paid for, and watch what becomes of it"}
+         "zoo": "you can choose what is paid for, and watch what becomes of it",
+         "quantize": "you can choose the bits and the scales, and read what the model then writes",
+         "batching": "you can let it run, and choose the arrival rate and the policy"}
+DRAWN_FROM = {"chat": still_chat.WEIGHTS, "zoo": still_zoo.RUNS}
 
 
 def attributes(**values: str) -> str:
@@ -42,8 +48,7 @@ class Widget(SphinxDirective):
         text = text.replace("\\n", "\n")              # an option is one line
         if kind not in still.PICTURES:
             raise self.error(f"widget {kind!r} is unknown; choose from {', '.join(still.PICTURES)}")
-        weights = {"chat": still_chat.WEIGHTS, "zoo": still_zoo.RUNS}.get(kind, still.WEIGHTS)
-        self.env.note_dependency(str(weights))
+        self.env.note_dependency(str(DRAWN_FROM.get(kind, still.WEIGHTS)))
         caption = nodes.container(classes=["live-caption"])
         self.state.nested_parse(self.content, self.content_offset, caption)
         opened = f'<div class="live live-{kind}"{attributes(live=kind, text=text)}>'
@@ -143,15 +148,16 @@ def page_context(app, page, template, context, doctree) -> None:
         context["body"] = f'<div data-chapter="{page}">{context["body"]}</div>'
 
 
-def write_names(app, exception) -> None:
-    "The trainer's text and the zoo's runs, beside the scripts."
+def write_files(app, exception) -> None:
+    "What the parts fetch: a model, the trainer's text, the zoo's runs, texts to measure a loss on."
     if exception is None and app.builder.format == "html":
-        still_trainer.write_names(Path(app.outdir))
-        still_zoo.write_runs(Path(app.outdir))
+        for write in (still.write_model, still_trainer.write_names, still_zoo.write_runs,
+                      still_quantize.write_documents):
+            write(Path(app.outdir))
 
 
 def setup(app):
-    app.connect("build-finished", write_names)
+    app.connect("build-finished", write_files)
     app.connect("builder-inited", lambda app: setattr(
         app.env, "predictions", getattr(app.env, "predictions", {})))
     app.connect("env-purge-doc", lambda app, env, page: env.predictions.pop(page, None))

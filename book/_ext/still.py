@@ -1,23 +1,47 @@
-"""The still picture of each live part: drawn by the same model when the site is built."""
+"""The still picture of each live part: drawn by the same model when the site is built.
+
+The page runs the shipped model in weights of 8 bits, a quarter of the download; so do the pictures.
+"""
 import functools
 import html
+from pathlib import Path
 
+import still_batching
 import still_chat
 import still_graph
+import still_quantize
 import still_trainer
 import still_zoo
 import torch
 
-from minigpt.checkpoint import load_model, shipped_model
+from minigpt.checkpoint import (
+    fill_model,
+    from_bytes,
+    load_model,
+    save_model,
+    shipped_model,
+    to_bytes,
+)
 from minigpt.page import attention_rows, greedy
 
 WEIGHTS = shipped_model() / "model.safetensors"
+FOLDER = "_static/tinytown-8bit"             # where the page finds the model, see shell.js
 N_BARS = 8
 
 
 @functools.cache
 def opened():
-    return load_model()
+    "The model as the page reads it: each row of a matrix in whole numbers, times a scale."
+    model, tokenizer = load_model()
+    fill_model(model, from_bytes(to_bytes(dict(model.named_parameters()))), WEIGHTS)
+    return model, tokenizer
+
+
+def write_model(site: Path) -> None:
+    "The folder that the page fetches: the shipped model in weights of 8 bits."
+    if still_quantize.is_old(site / FOLDER / "model.safetensors", WEIGHTS, Path(__file__)):
+        save_model(site / FOLDER, *load_model(), bits=8)
+        (site / FOLDER / "model.safetensors").chmod(0o644)     # for any server to read
 
 
 def shown(token: int) -> str:
@@ -156,4 +180,6 @@ PICTURES = {"tokens": tokens, "attention": attention, "machine": machine, "sampl
             "chat": still_chat.chat,
             "graph": still_graph.graph,
             "trainer": still_trainer.trainer,
-            "zoo": still_zoo.zoo}
+            "zoo": still_zoo.zoo,
+            "quantize": still_quantize.quantize,
+            "batching": still_batching.batching}

@@ -1,13 +1,14 @@
-// node chat.mjs EXPECTED TALKER OTHER: hold a conversation as a reader would. EXPECTED: what Python
-// answers, by question; TALKER and OTHER: folders of models that know the markers and do not.
+// node chat.mjs EXPECTED TALKER OTHER BOOK: hold a conversation as a reader would. EXPECTED: what
+// Python answers, by question; TALKER and OTHER: folders of models that know the markers and do not;
+// BOOK: the model that the other parts run.
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
 import path from "node:path";
 import { json } from "./files.mjs";
 import { inBrowser, ROOT } from "./serve.mjs";
 
-const [expected, ...folders] = process.argv.slice(2);
-const answers = json(expected), [talker, other] = folders.map((folder) =>
+const [expected, talks, others, book] = process.argv.slice(2);
+const answers = json(expected), [talker, other] = [talks, others].map((folder) =>
   ["model.safetensors", "tokenizer.json", "config.json"].map((name) => path.resolve(folder, name)));
 const { source: axe } = createRequire(path.join(ROOT, "book/package.json"))("axe-core");
 const [first, leans, story] = ["Where does Abel live?", "And his best friend?",
@@ -21,7 +22,7 @@ data-text="${[first, leans, story].join("&#10;")}"><div class="chat-log">
 </div></div><div class="live" id="tokens" data-live="tokens" data-text="a"></div>
 <script type="module" src="/_static/page/start.js"></script></html>`;
 const places = { "/": html, "/_static/": path.join(ROOT, "book/_static"),
-  "/_static/tinytown/": path.join(ROOT, "minigpt/shipped/tinytown"),
+  "/_static/tinytown-8bit/": path.resolve(book),
   "/_static/chat/": path.join(ROOT, "minigpt/shipped/chat") };
 
 await inBrowser(places, async (page, origin) => {

@@ -1,9 +1,10 @@
-// node parts.mjs FOLDER: use every live part as a reader would; FOLDER holds another model.
+// node parts.mjs FOLDER BOOK: use every live part as a reader would; FOLDER holds another model,
+// BOOK the one that the site has, in weights of 8 bits.
 import assert from "node:assert/strict";
 import path from "node:path";
 import { inBrowser, ROOT } from "./serve.mjs";
 
-const other = path.resolve(process.argv[2]);
+const [other, book] = process.argv.slice(2).map((folder) => path.resolve(folder));
 const part = (kind, text) =>
   `<div class="live" id="${kind}" data-live="${kind}" data-text="${text}"><p>a picture</p></div>`;
 const prediction = (id, facts, field) =>
@@ -25,7 +26,7 @@ ${prediction("s", 'data-kind="text" data-answer="(2, 5)"', '<input type="text" n
 <script type="module" src="/_static/page/start.js"></script></html>`;
 
 const places = { "/": html, "/_static/": path.join(ROOT, "book/_static"),
-  "/_static/tinytown/": path.join(ROOT, "minigpt/shipped/tinytown") };
+  "/_static/tinytown-8bit/": book };
 
 await inBrowser(places, async (page, origin) => {
   const at = (selector, options) => page.locator(selector, options);

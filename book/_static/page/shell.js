@@ -77,12 +77,12 @@ export function strip(rows, label) {
 // ---- The models that the live parts run --------------------------------------------------------
 const NAMES = ["model.safetensors", "tokenizer.json", "config.json"];
 
-/** A shelf for one model that parts share: the one that the package ships in `folder`, or the
+/** A shelf for one model that parts share: the one that the site has in `folder`, or the
     reader's own, kept under `key`. fits(opened) throws if the parts cannot run it. */
 export const shelf = ({ folder, name, key = folder, fits = () => null }) => ({ name, key, fits,
   home: new URL(`../${folder}/`, import.meta.url), listeners: new Set(),
   current: null });                          // a promise of { model, tokenizer, name }
-export const BOOK = shelf({ folder: "tinytown", name: "the book's model", key: "model" });
+export const BOOK = shelf({ folder: "tinytown-8bit", name: "the book's model", key: "model" });
 
 async function fromSite({ home }, name) {
   const reply = await fetch(new URL(name, home)).catch(() => {

@@ -2,8 +2,8 @@
 const PARTS = { tokens: "tokens.js", attention: "attention.js", machine: "machine.js",
   sampler: "sampler.js", story: "sampler.js", cache: "cache.js",
   kin: "kin.js", graph: "graph.js", trainer: "trainer.js", chat: "chat.js",
-  zoo: "zoo.js" };
-const ALONE = new Set(["graph", "trainer", "zoo"]);  // these do not run a model of the book
+  zoo: "zoo.js", quantize: "quantize.js", batching: "batching.js" };
+const ALONE = new Set(["graph", "trainer", "zoo", "quantize", "batching"]);  // run no shelf's model
 
 async function wake(host) {
   const { live, text } = host.dataset, still = [...host.childNodes];
