@@ -263,10 +263,11 @@ class PrefixCache:
 # %% ../nbs/82_serving.ipynb #passes
 def rule_key(rule: Rule) -> Hashable:
     "Equal for rules that do the same: `sampling`'s with equal numbers, or one and the same."
-    if getattr(rule, "__module__", "") == sampling.__name__ and hasattr(rule, "__code__"):
-        cells = tuple(cell.cell_contents for cell in rule.__closure__ or ())
-        with suppress(TypeError):                # a dictionary has no hash
-            return rule.__code__, hash(cells), cells
+    if getattr(rule, "__module__", "") == sampling.__name__:
+        with suppress(AttributeError, TypeError):            # what has no code, or no hash
+            key = rule.__code__, *(tuple(sorted(x.items())) if isinstance(x, dict) else x
+                                   for x in (cell.cell_contents for cell in rule.__closure__))
+            return hash(key), key
     return id(rule)
 
 # %% ../nbs/82_serving.ipynb #rule-key

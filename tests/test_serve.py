@@ -15,12 +15,16 @@ from minigpt.constrained import fits_regex
 from minigpt.inference import Passes, complete_batch
 from minigpt.model import GPT
 from minigpt.sampling import (
+    banned,
     frequency_penalty,
     logit_bias,
+    min_p,
+    presence_penalty,
     repetition_penalty,
     temperature,
     top_k,
     top_p,
+    typical,
 )
 from minigpt.serve import (
     BLOCK,
@@ -238,7 +242,7 @@ def test_scores_are_those_of_a_whole_pass_at_every_step(tokenizer, changes):
 
 def test_each_end_is_told_once_and_says_why(loud):
     model, tokenizer = loud
-    ban = logit_bias({tokenizer.end_of_text: -float("inf")})
+    ban = banned([tokenizer.end_of_text])
     only = logit_bias({tokenizer.end_of_text: 1000.0})
     requests = [Request([5] * 40, 99, [ban], name="context"), Request([5], 3, [ban], name="length"),
                 Request([5], 9, [only], name="stop"), Request([5], 0, name="nothing"),
@@ -267,7 +271,7 @@ def test_a_rule_a_grammar_or_a_listener_that_fails_ends_its_own_request(loud, n)
     model, tokenizer = loud
     everything = torch.ones(tokenizer.vocab_size, dtype=torch.bool)
     grammar = failing_after(n, "grammar")
-    ban = logit_bias({tokenizer.end_of_text: -float("inf")})
+    ban = banned([tokenizer.end_of_text])
     good = [Request([7, i], 12, [ban, temperature(0.9)], i, name=f"good {i}") for i in range(4)]
     bad = [Request([9], 12, [ban, failing_after(n, "rule")], name="rule"),
            Request([9, 9], 12, [ban], name="grammar",
@@ -383,7 +387,7 @@ def test_a_thousand_requests_leave_nothing_behind(loud):
 def test_room_follows_the_longest_text_and_not_the_number_of_steps(loud):
     model, tokenizer = loud
     engine = Engine(model, tokenizer, 4, 1000, prefix_tokens=0)
-    ban = logit_bias({tokenizer.end_of_text: -float("inf")})
+    ban = banned([tokenizer.end_of_text])
     for n in range(60):
         engine.add(Request([n + 1], 5 + n % 7, [ban]), Heard())
     per_token = 2 * 2 * 8 * 4               # layers, keys and values, their width, bytes
@@ -394,7 +398,7 @@ def test_room_follows_the_longest_text_and_not_the_number_of_steps(loud):
 
 def test_a_cancelled_request_gives_its_place_away_at_the_next_step(loud):
     engine, heard = Engine(*loud, max_batch_size=1), Heard()
-    ban = logit_bias({loud[1].end_of_text: -float("inf")})
+    ban = banned([loud[1].end_of_text])
     engine.add(Request([1], 40, [ban], name="first"), heard)
     engine.add(Request([2], 40, [ban], name="second"), heard)
     engine.step()
@@ -470,7 +474,7 @@ def test_too_many_are_told_when_to_come_again(loud):
     model, tokenizer = loud
     clock = Clock()
     engine, heard = Engine(model, tokenizer, 2, 3, clock=clock), Heard()
-    ban = logit_bias({tokenizer.end_of_text: -float("inf")})
+    ban = banned([tokenizer.end_of_text])
     for _ in range(5):
         engine.add(Request([1], 4, [ban]), heard)
     with pytest.raises(Busy) as early:
@@ -496,7 +500,7 @@ def test_deadlines_hold_for_those_that_wait_and_those_that_write(loud):
     model, tokenizer = loud
     clock, heard = Clock(), Heard()
     engine = Engine(model, tokenizer, 1, clock=clock)
-    ban = logit_bias({tokenizer.end_of_text: -float("inf")})
+    ban = banned([tokenizer.end_of_text])
     request = Request([1], 40, [ban], name="writes", deadline=2.0)
     engine.add(request, heard)
     engine.add(Request([1], 40, [ban], name="waits", deadline=1.0), heard)
@@ -573,7 +577,7 @@ def test_a_prefix_cache_of_nothing_keeps_nothing():
 
 def test_shared_beginnings_are_read_once_and_answers_are_remembered(loud):
     model, tokenizer = loud
-    ban = logit_bias({tokenizer.end_of_text: -float("inf")})
+    ban = banned([tokenizer.end_of_text])
     opening = list(range(40, 73))                                          # 33 tokens
     first = Request(opening, 8, [ban], name="first")
     engine = Engine(model, tokenizer)
@@ -647,7 +651,11 @@ def test_rules_with_equal_numbers_are_equal_and_others_are_not():
     assert rule_key(temperature(0.8)) == rule_key(temperature(0.8)) != rule_key(temperature(0.9))
     assert rule_key(top_k(5)) != rule_key(top_p(0.5)) != rule_key(temperature(0.5))
     assert rule_key(frequency_penalty(0.5)) == rule_key(frequency_penalty(0.5))
+    assert rule_key(logit_bias({1: 2.0, 3: 0.0})) == rule_key(logit_bias({3: 0.0, 1: 2.0}))
     assert rule_key(logit_bias({1: 2.0})) != rule_key(logit_bias({1: 3.0}))
+    for make in (top_k, top_p, min_p, typical, temperature, repetition_penalty, presence_penalty,
+                 frequency_penalty, lambda n: banned([n]), lambda n: logit_bias({n: 2.0})):
+        assert {rule_key(make(1)): 0} == {rule_key(make(1)): 0}
     def counting(n):
         return lambda logits, past: logits + n
     assert rule_key(counting(1)) != rule_key(counting(1))          # it might count
@@ -657,7 +665,7 @@ def test_one_call_draws_for_all_rows_with_equal_rules(loud, monkeypatch):
     sizes, draw = [], Engine.draw_alike
     monkeypatch.setattr(Engine, "draw_alike", lambda self, logits, jobs, past, rows: (
         sizes.append(len(rows)), draw(self, logits, jobs, past, rows))[1])
-    ban = logit_bias({loud[1].end_of_text: -float("inf")})
+    ban = banned([loud[1].end_of_text])
     requests = [Request([n + 1], 2, [ban, temperature(0.5 + n % 2)], n) for n in range(8)]
     serve(Engine(*loud), requests)
     assert sizes == [4, 4, 4, 4]
@@ -793,7 +801,7 @@ def test_a_listener_may_ask_and_cancel(loud):
         if output.finish and output.name == "first":
             engine.add(Request([2], 5, name="second"), heard)
             engine.cancel("endless")
-    ban = logit_bias({loud[1].end_of_text: -float("inf")})
+    ban = banned([loud[1].end_of_text])
     engine.add(Request([1], 3, name="first"), listener)
     engine.add(Request([3], 40, [ban], name="endless"), heard)
     while engine.step():
