@@ -207,7 +207,7 @@ class PrefixCache:
     "What was read once, by its tokens. Texts that begin alike share their first blocks."
 
     def __init__(self, max_tokens: int):
-        self.max_blocks, self.numbers = max_tokens // BLOCK, count(1)
+        self.max_blocks, self.numbers, self.block_bytes = max_tokens // BLOCK, count(1), 0
         self.blocks: OrderedDict[tuple, PrefixBlock] = OrderedDict()     # longest unused first
 
     @property
@@ -218,7 +218,7 @@ class PrefixCache:
     @property
     def nbytes(self) -> int:      # bytes
         "Memory of their keys and values."
-        return sum(block.keys.nbytes + block.values.nbytes for block in self.blocks.values())
+        return len(self.blocks) * self.block_bytes
 
     def walk(
         self,
@@ -242,8 +242,10 @@ class PrefixCache:
     def store(self, ids: Sequence[int], text: Layers) -> None:
         "Keep a text; what was unused for longest goes."
         def make(a: int) -> PrefixBlock:
-            return PrefixBlock(next(self.numbers), *(
-                torch.stack([one[:, a:a + BLOCK] for one in side]) for side in zip(*text)))
+            keys, values = (torch.stack([one[:, a:a + BLOCK] for one in side])
+                            for side in zip(*text))
+            self.block_bytes = keys.nbytes + values.nbytes
+            return PrefixBlock(next(self.numbers), keys, values)
         self.walk(ids[:self.max_blocks * BLOCK], make)
         while len(self.blocks) > self.max_blocks:
             self.blocks.popitem(last=False)
@@ -300,7 +302,7 @@ class Stats:
     reading: int = 0                # requests whose prompt is being read
     waiting: int = 0                # requests that are not begun
     admitted: int = 0               # requests that were begun
-    finished: Counter = field(default_factory=Counter)      # by `Finish`
+    finished: dict[str, int] = field(default_factory=Counter)      # by `Finish`
     steps: int = 0                  # decode steps
     tokens_in: int = 0              # prompt tokens that were read
     tokens_cached: int = 0          # prompt tokens that the prefix cache spared
@@ -394,14 +396,20 @@ class Engine:
     def step(self) -> bool:      # False: there is nothing left to do
         "Read a chunk of prompts, then draw a token for each text under way."
         self.sweep()
-        if not self.reading and not self.running:
-            self.notice_weights()
-        start = self.clock()
-        self.read()
-        middle = self.clock()
-        self.decode()
-        self.totals.seconds_prefill += middle - start
-        self.totals.seconds_decode += self.clock() - middle
+        try:
+            self.compact()
+            if not self.reading and not self.running:
+                self.notice_weights()
+            start = self.clock()
+            self.read()
+            middle = self.clock()
+            self.decode()
+            self.totals.seconds_prefill += middle - start
+            self.totals.seconds_decode += self.clock() - middle
+        except Exception as e:      # nobody's fault in particular: begin anew with those who wait
+            self.fail([*self.reading, *self.running], e)
+            self.running.clear()
+            self.cache.clear()
         return bool(self.jobs)
 
     def close(self, finish: Finish = "cancelled", error: str = "") -> None:
@@ -415,7 +423,7 @@ class Engine:
         "How it does now."
         t, reading, running = self.totals, len(self.reading), len(self.running)
         return replace(
-            t, running=running, reading=reading, waiting=self.n_waiting, finished=+t.finished,
+            t, running=running, reading=reading, waiting=self.n_waiting, finished=dict(t.finished),
             seconds_idle=self.clock() - self.began - t.seconds_busy, kv_bytes=self.cache.nbytes,
             prefix_tokens=self.prefix.n_tokens if self.weights else 0,
             prefix_bytes=self.prefix.nbytes if self.weights else 0)
@@ -449,7 +457,6 @@ class Engine:
                 self.end(job, "deadline")
             elif not job.request.max_tokens:
                 self.end(job, "length")
-        self.compact()
 
     def admit(self) -> Job | None:
         "Begin a request: clients take turns, and each sends its oldest."
@@ -461,9 +468,9 @@ class Engine:
             if queue:
                 self.queues[client] = queue
             self.n_waiting -= 1
+        self.reading.append(job)
         job.cache = KVCache.for_model(self.model, 1, len(job.text.ids))
         job.n_cached = self.prefix.fill(job.cache, job.text.ids)
-        self.reading.append(job)
         self.totals.admitted += 1
         self.totals.prefix_hits += job.n_cached > 0
         self.totals.tokens_cached += job.n_cached
@@ -511,11 +518,10 @@ class Engine:
             try:
                 with self.passes_for(max(1, len(self.running))).threads(T * len(jobs)):
                     logits, cache = self.read_together(jobs, T)
-            except Exception as e:
+                if cache.length == max(len(job.text.ids) for job in jobs):
+                    self.begin(jobs, logits, cache)
+            except Exception as e:               # no memory, say
                 self.fail(jobs, e)
-                continue
-            if cache.length == max(len(job.text.ids) for job in jobs):
-                self.begin(jobs, logits, cache)
 
     def next_to_read(self, budget: int) -> list[Job]:
         "The oldest prompt; and those after it, if one pass can read all of them to their ends."

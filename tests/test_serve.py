@@ -339,6 +339,29 @@ def test_a_pass_that_fails_ends_those_that_were_in_it_and_no_more(loud, monkeypa
     check_law(model, tokenizer, request, heard)
 
 
+@pytest.mark.parametrize("where", [(BatchCache, "join"), (BatchCache, "leave"),
+                                   (PrefixCache, "store"), (PrefixCache, "fill")])
+def test_a_fault_anywhere_ends_who_is_under_way_and_not_the_engine(loud, monkeypatch, where):
+    engine, heard = Engine(*loud, max_batch_size=2), Heard()
+    ban = banned([loud[1].end_of_text])
+    requests = [Request([n + 5] * 20, 3 + n, [ban], n, name=str(n)) for n in range(5)]
+    for request in requests:
+        engine.add(request, heard)
+    with monkeypatch.context() as patch:
+        patch.setattr(*where, lambda *_: 1 / 0)
+        while len(engine.jobs) > 2:
+            engine.step()
+    while engine.step():
+        pass
+    failed = [r.name for r in requests if heard.finish(r.name) == "error"]
+    assert set("01") & set(failed) and not set("4") & set(failed)
+    assert all("ZeroDivisionError" in heard.outputs[name][-1].error for name in failed)
+    for request in requests:
+        if request.name not in failed:
+            check_law(*loud, request, heard)
+    assert not engine.jobs and not engine.reading and engine.stats.kv_bytes == 0
+
+
 @pytest.mark.parametrize("request_, words", [
     (Request([]), "no tokens"), (Request([1] * 49), "context_length=48"),
     (Request([1], -1), "max_tokens=-1"), (Request([294]), "0 to 293"),
