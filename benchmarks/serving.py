@@ -174,7 +174,7 @@ def clients(bench: Bench, counts: Sequence[int]) -> list[Row]:
     for _ in range(bench.rounds):
         for n in counts:
             crowd = bench.crowd(n)
-            seconds = crowd.closed([bench.request(i) for i in range(max(2, n * 3 // 2))], n)
+            seconds = crowd.closed([bench.request(i) for i in range(2 * n)], n)
             speeds[n].append(crowd.n_tokens / seconds)
             felt[n] = crowd.felt()
     rows = []
@@ -289,11 +289,20 @@ def static_or_continuous(bench: Bench, n_requests: int) -> list[Row]:
                 detail={"tokens/s": speeds}) for (name, speeds), note in zip(times.items(), notes)]
 
 
-def rows_for(bench: Bench, counts: Sequence[int], n_steps: int, opening: int, n_requests: int,
-             shares: Sequence[float]) -> list[Row]:
-    "All rows of one model."
-    return [*clients(bench, counts), *overhead(bench, n_steps), *prefixes(bench, opening),
-            *loads(bench, n_requests, shares), *static_or_continuous(bench, n_requests)]
+def sections(bench: Bench, quick: bool = False) -> dict[str, Callable[[], list[Row]]]:
+    "What is measured, by its title."
+    if quick:
+        return {"Clients": lambda: clients(bench, (1, 4)), "Overhead": lambda: overhead(bench, 2),
+                "Shared beginnings": lambda: prefixes(bench, 32),
+                "Load": lambda: loads(bench, 6, (0.5, 1.0)),
+                "Batches": lambda: static_or_continuous(bench, 6)}
+    opening = min(256, bench.model.cfg.context_length - bench.n_prompt - 16)
+    return {"Clients, each with one request at a time": lambda: clients(bench, (1, 4, 16, 64)),
+            "The engine's own time": lambda: overhead(bench, 24),
+            "Shared beginnings": lambda: prefixes(bench, opening),
+            "Requests that come at random": lambda: loads(
+                bench, 32, (0.25, 0.5, 0.75, 1.0, 1.25)),
+            "Answers of different lengths": lambda: static_or_continuous(bench, 48)}
 
 
 def bench_of(name: str, processor: bool, quick: bool = False) -> Bench:
@@ -305,17 +314,14 @@ def bench_of(name: str, processor: bool, quick: bool = False) -> Bench:
     return Bench(*load(name), Clock(processor), rounds=7)
 
 
-def measure(options: Options, name: str = "124M", processor: bool = False) -> list[Row]:
-    "All rows, or with `quick` a few small ones."
-    bench = bench_of(name, processor, options.quick)
-    if options.quick:
-        return rows_for(bench, (1, 4), 2, 32, 6, (0.5, 1.0))
-    opening = min(256, bench.model.cfg.context_length - bench.n_prompt - 16)
-    return rows_for(bench, (1, 4, 16, 64), 24, opening, 48, (0.25, 0.5, 0.75, 0.9, 1.0, 1.2))
+def measure(options: Options) -> list[Row]:
+    "All rows of the 124 M, or with `quick` a few small ones."
+    bench = bench_of("124M", False, options.quick)
+    return [row for section in sections(bench, options.quick).values() for row in section()]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    "Measure, and print a table."
+    "Measure, and print a table for each section."
     parser = argparse.ArgumentParser("python -m benchmarks.serving", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="124M", help="124M (random weights), or a model's name")
@@ -324,9 +330,11 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.processor:
         torch.set_num_threads(1)
-    title = f"Serving, {args.model}, seconds of {'one core' if args.processor else 'the wall'}"
+    print(f"{args.model}, seconds of {'one core' if args.processor else 'the wall'}", flush=True)
+    bench = bench_of(args.model, args.processor, args.quick)
     with one_thread(False, args.processor):
-        print(table(title, measure(Options(args.quick), args.model, args.processor)), flush=True)
+        for title, section in sections(bench, args.quick).items():
+            print(table(title, section()), flush=True)
 
 
 if __name__ == "__main__":
