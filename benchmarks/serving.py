@@ -248,9 +248,10 @@ def loads(bench: Bench, n_requests: int, shares: Sequence[float]) -> list[Row]:
         crowd = bench.crowd()
         seconds, stats = crowd.open(requests, share * most), crowd.engine.stats
         waited = 1000 * stats.seconds_queued / stats.admitted
-        rows.append(Row(f"offered {share * most:.3g} requests/s ({share:.0%})",
-                        n_requests / seconds, "requests/s",
-                        note=f"{waited:.0f} ms in the queue; {crowd.felt()}"))
+        rows.append(Row(f"{share * most:.3g} requests/s ({share:.0%}): one takes",
+                        statistics.median(t.ended - t.sent for t in crowd.traces), "s",
+                        note=f"{n_requests / seconds:.3g} requests/s done; {waited:.0f} ms in the "
+                             f"queue; {crowd.felt()}"))
     return rows
 
 
@@ -301,7 +302,7 @@ def sections(bench: Bench, quick: bool = False) -> dict[str, Callable[[], list[R
             "The engine's own time": lambda: overhead(bench, 24),
             "Shared beginnings": lambda: prefixes(bench, opening),
             "Requests that come at random": lambda: loads(
-                bench, 32, (0.25, 0.5, 0.75, 1.0, 1.25)),
+                bench, 16 * bench.rounds, (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)),
             "Answers of different lengths": lambda: static_or_continuous(bench, 48)}
 
 
@@ -311,7 +312,7 @@ def bench_of(name: str, processor: bool, quick: bool = False) -> Bench:
         model = random_model(SMALL if quick else LARGE)
         bench = Bench(model, AnyWord(model.cfg.vocab_size), Clock(processor))
         return replace(bench, n_prompt=8, n_new=4, rounds=1, rows=4) if quick else bench
-    return Bench(*load(name), Clock(processor), rounds=7)
+    return Bench(*load(name), Clock(processor), rounds=9)
 
 
 def measure(options: Options) -> list[Row]:
