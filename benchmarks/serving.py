@@ -327,12 +327,16 @@ def main(arguments: list[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="124M", help="124M (random weights), or a model's name")
     parser.add_argument("--processor", action="store_true", help="seconds of one core, no waits")
+    parser.add_argument("--prompt", type=int, default=32, help="tokens of a prompt")
+    parser.add_argument("--new", type=int, default=64, help="tokens of an answer")
     parser.add_argument("--quick", action="store_true", help="only see that everything runs")
     args = parser.parse_args(arguments)
     if args.processor:
         torch.set_num_threads(1)
     print(f"{args.model}, seconds of {'one core' if args.processor else 'the wall'}", flush=True)
     bench = bench_of(args.model, args.processor, args.quick)
+    if not args.quick:
+        bench = replace(bench, n_prompt=args.prompt, n_new=args.new)
     with one_thread(False, args.processor):
         for title, section in sections(bench, args.quick).items():
             print(table(title, section()), flush=True)

@@ -346,7 +346,8 @@ class Engine:
         self.lock = threading.Lock()                     # of the four that other threads change
         self.jobs: dict[str, Job] = {}                   # all that have not ended
         self.queues: OrderedDict[str, deque[Job]] = OrderedDict()      # by client; next one first
-        self.n_waiting, self.cancelled = 0, set()
+        self.n_waiting = 0
+        self.cancelled: set[Job] = set()
         self.reading: deque[Job] = deque()
         self.running: list[Job] = []                     # the rows of the cache
         self.cache, self.weights = BatchCache(model, max_batch_size), None
@@ -388,9 +389,10 @@ class Engine:
     def cancel(self, name: str) -> bool:      # False: there is none, or it has ended
         "End a request at the next step, from any thread."
         with self.lock:
-            if name in self.jobs:
-                self.cancelled.add(name)
-            return name in self.jobs
+            found = self.jobs.get(name)
+            if found is not None:
+                self.cancelled.add(found)
+        return found is not None
 
     @torch.no_grad()
     def step(self) -> bool:      # False: there is nothing left to do
@@ -451,7 +453,7 @@ class Engine:
         now = self.clock()
         for job in jobs:
             limit = job.request.deadline
-            if job.name in cancelled:
+            if job in cancelled:
                 self.end(job, "cancelled")
             elif limit is not None and now - job.added >= limit:
                 self.end(job, "deadline")

@@ -432,6 +432,21 @@ def test_a_cancelled_request_gives_its_place_away_at_the_next_step(loud):
     assert not engine.cancel("first")
 
 
+def test_a_name_may_be_used_again_and_the_order_to_cancel_was_for_the_first(loud):
+    engine, heard = Engine(*loud), Heard()
+    said = []
+    engine.add(Request([1], 1, name="other"), lambda output: said.append(engine.cancel("same")))
+    engine.add(Request([1], 1, [banned([loud[1].end_of_text])], name="same"), heard)
+    engine.step()                                     # both end, the other one first
+    assert said == [True] and heard.finish("same") == "length"
+    heard.outputs.clear()
+    second = Request([1], 6, name="same")
+    engine.add(second, heard)
+    while engine.step():
+        pass
+    check_law(*loud, second, heard)
+
+
 # Who waits how long ------------------------------------------------------------------------------
 
 def test_clients_take_turns(loud):
