@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHORT', 'Allowed', 'Overflow', 'Function', 'RENAMED', 'Prompt', 'AnyTokenizer', 'numpy_libraries', 'one_thread',
-           'Writing', 'pad_left', 'RunningBatch', 'write', 'draw', 'check_prompts', 'check_rules', 'check_request',
-           'generate_ids', 'TextStream', 'stream_text', 'pieces', 'in_our_words', 'known_rules', 'ids_of', 'complete',
-           'Completion', 'complete_batch', 'load', 'or_ids', 'stream', 'generate']
+           'Writing', 'pad_left', 'Passes', 'RunningBatch', 'write', 'draw', 'check_prompts', 'check_rules',
+           'check_request', 'generate_ids', 'TextStream', 'stream_text', 'pieces', 'in_our_words', 'known_rules',
+           'ids_of', 'complete', 'Completion', 'complete_batch', 'load', 'or_ids', 'stream', 'generate']
 
 # %% ../nbs/53_inference.ipynb #imports
 from codecs import getincrementaldecoder
@@ -128,6 +128,48 @@ def pad_left(
     return ids, padding if padding.any() else None
 
 # %% ../nbs/53_inference.ipynb #write
+class Passes:
+    "The two passes of a model that writes: reading a prompt, and one more token for each text."
+
+    def __init__(self, model: GPT, batch_size: int):
+        self.model, self.count = model, model.num_parameters()
+        self.small = self.count * 4 <= PROCESSOR_CACHE
+        self.decoder = decoder_for(model, batch_size)
+
+    def threads(
+        self,
+        n_tokens: int | None = None,     # of the prompts; None: the pass is a step
+    ) -> AbstractContextManager[None]:
+        "As many threads as the next pass is worth."
+        numpy_works = self.decoder is not None and self.decoder.layout != "packed"
+        if n_tokens is None:
+            return one_thread(self.small or numpy_works, self.small)
+        return one_thread(numpy_works and n_tokens * self.count < SHORT)
+
+    def read(
+        self,
+        ids: Tensor,                     # (B, T) int64 new tokens
+        cache: KVCache,                  # of all tokens before them; these are added
+        padding: Tensor | None = None,   # (B,) int64 padding tokens at each row's start
+    ) -> Tensor:                         # (B, V) float32, on the CPU
+        "The model's own pass: scores behind the last tokens."
+        device = self.model.device
+        pads = None if padding is None else padding.to(device)
+        x = self.model.hidden(ids.to(device), cache, pads)[:, -1]            # (B, D)
+        return self.model.logits(x).float().cpu()
+
+    def step(
+        self,
+        ids: Sequence[int],              # B: the newest token of each text
+        cache: KVCache,
+        padding: Tensor | None = None,
+    ) -> Tensor:                         # (B, V) float32, on the CPU
+        "One more token for each text, the fast way where there is one."
+        if self.decoder is not None:
+            return self.decoder.step(ids, cache, padding)
+        return self.read(torch.tensor(ids)[:, None], cache, padding)
+
+# %% ../nbs/53_inference.ipynb #allowed
 Allowed = Callable[[Sequence[int]], Tensor]     # written ids of one text -> (V,) bool, may follow
 Overflow = Literal["refuse", "stop", "slide"]   # what to do at the end of the context
 
@@ -143,9 +185,7 @@ class RunningBatch:
         stop_ids: Collection[int],       # markers: no words, so no penalty counts them
     ):
         self.model, self.texts, self.max_tokens = model, texts, max_tokens
-        self.limit, self.count = model.cfg.context_length, model.num_parameters()
-        self.small = self.count * 4 <= PROCESSOR_CACHE
-        self.decoder = decoder_for(model, len(texts))
+        self.limit, self.passes = model.cfg.context_length, Passes(model, len(texts))
         past = pad_left([text.ids for text in texts], -1)[0].numpy()         # (B, S)
         self.past = np.where(np.isin(past, list(stop_ids)), -1, past)
         self.rows = list(range(len(texts)))      # which text each row of cache and past belongs to
@@ -189,14 +229,11 @@ class RunningBatch:
     def logits(self, n: int) -> Tensor:          # (B, V) float32, on the CPU
         "Scores of each row's next token: a decode step, or a prefill where there is no past."
         if self.filled:
-            newest = self.past[:, -1]
-            if self.decoder is not None:
-                return self.decoder.step(newest.tolist(), self.cache, self.padding)
-            return self.forward(torch.from_numpy(newest)[:, None])
+            return self.passes.step(self.past[:, -1].tolist(), self.cache, self.padding)
         fresh, self.padding = pad_left([text.window for text in self.going], 0)
         self.room = min(self.limit, fresh.shape[1] + self.max_tokens - n)
         self.cache = KVCache.for_model(self.model, len(self.rows), self.room)
-        return self.forward(fresh)
+        return self.passes.read(fresh, self.cache, self.padding)
 
     @property
     def filled(self) -> bool:
@@ -205,18 +242,9 @@ class RunningBatch:
 
     def threads(self) -> AbstractContextManager[None]:
         "As many threads as the next pass is worth."
-        numpy_works = self.decoder is not None and self.decoder.layout != "packed"
         if self.filled:
-            return one_thread(self.small or numpy_works, self.small)
-        n_tokens = len(self.rows) * max(text.length for text in self.going)
-        return one_thread(numpy_works and n_tokens * self.count < SHORT)
-
-    def forward(self, ids: Tensor) -> Tensor:    # (B, T) -> (B, V)
-        "The model's own pass over new tokens."
-        device = self.model.device
-        pads = None if self.padding is None else self.padding.to(device)
-        x = self.model.hidden(ids.to(device), self.cache, pads)[:, -1]       # (B, D)
-        return self.model.logits(x).float().cpu()
+            return self.passes.threads()
+        return self.passes.threads(len(self.rows) * max(text.length for text in self.going))
 
 
 @torch.no_grad()
