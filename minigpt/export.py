@@ -146,7 +146,7 @@ BLOCKS = {number: (name, block, size) for name, (number, block, size) in KINDS.i
     11: ("q3_k", 256, 110), 12: ("q4_k", 256, 144), 13: ("q5_k", 256, 176),
     14: ("q6_k", 256, 210), 30: ("bf16", 1, 2)}
 MAX_HEADER = 2**26                   # bytes before the numbers
-MAX_VALUES = 2**22                   # facts, tensors and items of lists, all together
+MAX_VALUES = 2**21                   # facts, tensors and items of lists, all together
 
 
 class GGUFInfo(NamedTuple):
@@ -162,13 +162,15 @@ class Header:
     "The head of a file, read piece by piece, and never beyond its end."
 
     def __init__(self, f: BinaryIO, size: int):
-        self.f, self.size, self.left = f, min(size, MAX_HEADER), MAX_VALUES
+        self.f, self.size, self.left, self.place = f, min(size, MAX_HEADER), MAX_VALUES, 0
 
     def take(self, n: int) -> bytes:
         "The next n bytes."
-        if n > self.size - self.f.tell():
+        self.place += n
+        raw = self.f.read(n) if self.place <= self.size else b""
+        if len(raw) < n:
             raise ValueError(f"it ends, or {MAX_HEADER} bytes end, within its header")
-        return self.f.read(n)
+        return raw
 
     def number(self, form: str = "<I") -> Any:
         "The next number."
@@ -190,8 +192,11 @@ class Header:
         if kind == 8:
             return self.text()
         if kind == 9 and depth < 4:
-            inner, n = self.number(), self.number("<Q")
-            return [self.value(inner, depth + 1) for _ in self.count(n)]
+            inner, many = self.number(), self.count(self.number("<Q"))
+            if inner in SCALARS:
+                form = f"<{len(many)}{SCALARS[inner][1]}"
+                return list(struct.unpack(form, self.take(struct.calcsize(form))))
+            return [self.value(inner, depth + 1) for _ in many]
         if kind not in SCALARS:
             raise ValueError(f"it holds a value of the unknown type {kind}")
         return self.number(SCALARS[kind])
@@ -239,7 +244,7 @@ def read_header(
     step = facts.get("general.alignment", ALIGNMENT)
     if type(step) is not int or not 0 < step <= 2**20 or step % 8:
         raise ValueError(f"general.alignment is {step!r:.80}")
-    start = f.tell() + -f.tell() % step
+    start = head.place + -head.place % step
     found = [t._replace(offset=start + t.offset) for t in tensors]
     for t in found:
         if (t.offset - start) % step or t.offset + (t.nbytes or 0) > size:
