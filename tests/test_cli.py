@@ -34,6 +34,7 @@ OPTIONS = {"generate": SAMPLING, "ask": SAMPLING, "tokenize": ("--checkpoint",),
                         "--replay-share", "--freeze-all-but", "--seed", "--device"),
            "chat": ("--checkpoint", "--system", "--load", "--temperature", "--top-p", "--seed",
                     "--max-tokens"),
+           "export": ("--to", "--out", "--type", "--cache"),
            "recipes": (), "eval": ("--checkpoint", "--tasks", "--n", "--seed", "--out"),
            "prompts": ("--checkpoint", "--questions", "--n", "--seed", "--max-tokens", "--stop",
                        "--examples", "--shots", "--choose", "--show", "--out"),
@@ -101,6 +102,7 @@ def places(saved, prepared, tmp_path_factory):
     (root / "empty").mkdir()
     for name, content in {"text.txt": b"Some words.", "void.txt": b"", "blank.txt": b" \n\n",
                           "latin.txt": "café".encode("latin-1"), "short.txt": b"Hello.",
+                          "broken.gguf": b"GGUF\x03\0\0\0" + b"\xff" * 99,
                           "full/mine.txt": b"Mine.", "onlypictures/a.png": b"\x89PNG"}.items():
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(content)
@@ -182,6 +184,19 @@ chat --load {void.txt} -> {void.txt}
 chat Hello -> Hello
 tokenize x --checkpoint {speechless} -> {speechless}
 info --checkpoint {flipped} -> {flipped}
+info --checkpoint {nowhere}.gguf -> .gguf
+info --checkpoint {broken.gguf} -> {broken.gguf}
+export {saved} --to gguf -> --out
+export {saved} --out {new} -> --to
+export {saved} --to word --out {new} -> word
+export {saved} --to gguf --type bf16 --out {new} -> bf16
+export {saved} --to onnx --type q4_0 --out {new} -> q4_0
+export {saved} --to gguf --cache --out {new} -> cache
+export {saved} --to gguf --out {nowhere}/model.gguf -> model.gguf
+export {saved} --to gguf --out {short.txt} -> {short.txt}
+export {saved} --to huggingface --out {full} -> {full}
+export {nowhere} --to gguf --out {new} -> {nowhere}
+export {cut} --to onnx --out {new} -> {cut}
 eval --checkpoint {flipped} -> {flipped}
 eval --tasks geography -> geography
 eval --tasks {nowhere}.jsonl -> .jsonl
