@@ -622,8 +622,8 @@ def serve_command(args: argparse.Namespace) -> None:
     checkpoint = args.checkpoint or "chat"
     settings = Settings(
         args.name or Path(checkpoint).name, keys, args.max_tokens, args.max_body, args.deadline,
-        drain=args.drain, cors=args.cors or (), log_prompts=args.log_prompts,
-        template=chat_template(args), local=local)
+        args.patience, args.drain, args.cors or (), args.log_prompts,
+        chat_template(args), local)
     model, tokenizer = load(checkpoint, args.dtype, args.device)
     if not local and not keys:
         note(f"--host {args.host} lets other machines in, and without a key everybody; set "
@@ -888,6 +888,7 @@ def build_parser() -> Parser:     # knows every command and option
             ("--max-tokens", int, 4096, "new tokens that an answer may have"),
             ("--max-body", int, 1_000_000, "bytes that a request may have"),
             ("--deadline", float, 300.0, "seconds that an answer may take"),
+            ("--patience", float, 10.0, "seconds that a request may take to arrive"),
             ("--drain", float, 30.0, "seconds that running answers get when it is stopped"),
             ("--device", str, "cpu", "where the model goes: cpu or cuda"),
             ("--dtype", str, "float32", "of the weights: float32, bfloat16 or float16")):

@@ -1080,9 +1080,10 @@ class Api:
                 "/detokenize": self.detokenize}
         routes = [self.web.Route(path, f, methods=["GET"]) for path, f in get.items()]
         routes += [self.web.Route(path, f, methods=["POST"]) for path, f in post.items()]
-        return self.web.App(routes=routes, exception_handlers={
-            Refused: self.refused, self.web.HTTPException: self.not_found,
-            Exception: self.failed})
+        app = self.web.App(routes=routes, exception_handlers={
+            Refused: self.refused, self.web.HTTPException: self.not_found, Exception: self.failed})
+        app.router.redirect_slashes = False
+        return app
 
     async def refused(self, http: Any, error: Refused) -> Any:
         "An answer for what is wrong with a request."
@@ -1355,6 +1356,12 @@ def patient_server(api: Api, config: dict[str, Any]) -> Any:      # a uvicorn.Se
             super().data_received(data)
             self.time(self.conn.their_state.__name__ == "IDLE" and bool(self.conn.trailing_data[0]))
 
+        def send_400_response(self, msg: str) -> None:
+            super().send_400_response(msg)
+            if self.cycle is not None:                   # a body went wrong: all is said
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+
         def connection_lost(self, error: Exception | None) -> None:
             self.time(False)
             super().connection_lost(error)
@@ -1373,6 +1380,8 @@ def patient_server(api: Api, config: dict[str, Any]) -> Any:      # a uvicorn.Se
             self.late = self.late or time.monotonic() + settings.drain
 
         async def on_tick(self, counter: int) -> bool:
+            if api.engine.error is not None:             # a supervisor may begin anew
+                self.should_exit = True
             if api.gate.draining and (not api.gate.active or time.monotonic() > self.late):
                 self.should_exit = True
             return await super().on_tick(counter)
@@ -1442,6 +1451,8 @@ def serve(
         line.listen()
         ready(url)
         server.run([line])
+        if thread.error is not None:
+            raise ValueError(f"the engine has failed ({thread.error!r}); start it again")
 
 # %% ../nbs/83_http.ipynb #is-local
 def is_local(host: str) -> bool:
