@@ -612,6 +612,7 @@ def log_requests() -> None:
 
 def serve_command(args: argparse.Namespace) -> None:
     "Serve a model over HTTP until a signal comes, and then finish what was begun."
+    import torch
     from minigpt.inference import load
     from minigpt.server import Settings, is_local, read_keys, serve, web_library
     web_library()
@@ -624,13 +625,15 @@ def serve_command(args: argparse.Namespace) -> None:
         args.name or Path(checkpoint).name, keys, args.max_tokens, args.max_body, args.deadline,
         args.patience, args.drain, args.cors or (), args.log_prompts,
         chat_template(args), local)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: there is no GPU; leave the option out")
     model, tokenizer = load(checkpoint, args.dtype, args.device)
-    if not local and not keys:
-        note(f"--host {args.host} lets other machines in, and without a key everybody; set "
-             "MINIGPT_API_KEY, or give --api-key-file")
     log_requests()
 
     def ready(url: str) -> None:
+        if not local and not keys:
+            note(f"--host {args.host} lets other machines in, and without a key everybody; set "
+                 "MINIGPT_API_KEY, or give --api-key-file")
         print(f"Serving {settings.name} at {url}; Ctrl-C stops", file=sys.stderr, flush=True)
     serve(model, tokenizer, args.host, args.port, settings, ready, args.max_batch_size,
           args.max_waiting)
@@ -889,10 +892,12 @@ def build_parser() -> Parser:     # knows every command and option
             ("--max-body", int, 1_000_000, "bytes that a request may have"),
             ("--deadline", float, 300.0, "seconds that an answer may take"),
             ("--patience", float, 10.0, "seconds that a request may take to arrive"),
-            ("--drain", float, 30.0, "seconds that running answers get when it is stopped"),
-            ("--device", str, "cpu", "where the model goes: cpu or cuda"),
-            ("--dtype", str, "float32", "of the weights: float32, bfloat16 or float16")):
+            ("--drain", float, 30.0, "seconds that running answers get when it is stopped")):
         sub.add_argument(option, type=kind, default=default, help=f"{meaning} (default: {default})")
+    sub.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the model "
+                     "goes (default: cpu)")
+    sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+                     help="of the weights (default: float32)")
     sub.add_argument("--name", help="what requests call the model; the checkpoint's by default")
     sub.add_argument("--api-key-file", metavar="FILE", help="a key on each line, one of which "
                      "every request must bring; MINIGPT_API_KEY holds another")

@@ -10,8 +10,8 @@ __all__ = ['MAX_NESTING', 'WITHOUT_EFFECT', 'SAMPLING', 'CHAT', 'COMPLETION', 'E
            'read_tools', 'read_tool_choice', 'call_schema', 'read_format', 'Job', 'Desk', 'with_names', 'without_calls',
            'without', 'opens_with_call', 'token_text', 'chat_logprobs', 'text_logprobs', 'prompt_logprobs', 'embed',
            'Choice', 'usage_of', 'whole_choice', 'chunk_choice', 'pieces_of', 'occupied', 'Metrics', 'as_bytes',
-           'read_body', 'until_gone', 'route_of', 'Gate', 'refusal', 'Api', 'fingerprint', 'patient_server', 'listen',
-           'running_server', 'serve', 'is_local', 'read_keys']
+           'read_body', 'until_gone', 'route_of', 'Gate', 'refusal', 'Mailbox', 'Api', 'fingerprint', 'patient_server',
+           'listen', 'running_server', 'serve', 'is_local', 'read_keys']
 
 # %% ../nbs/83_http.ipynb #imports
 import asyncio
@@ -26,6 +26,7 @@ import secrets
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -755,10 +756,14 @@ class Choice:
         self.n_cached, self.times = 0, []
         self.calls: list[dict] = []
 
-    def take(self, output: Output) -> str:       # what may be shown now
+    def take(
+        self,
+        output: Output,
+        when: float,         # seconds, by a monotonic clock
+    ) -> str:                # what may be shown now
         "Add an output; text that may be a call waits for its end."
         if output.ids:
-            self.times.append(time.monotonic())
+            self.times.append(when)
         self.ids += output.ids
         self.logprobs += output.logprobs
         self.top += output.top
@@ -838,11 +843,11 @@ def chunk_choice(choice: Choice, delta: Any, logprobs: dict | None, reason: str 
     return {"index": choice.index, **words, "logprobs": logprobs, "finish_reason": reason}
 
 
-def pieces_of(choice: Choice, output: Output) -> Iterator[dict]:
+def pieces_of(choice: Choice, output: Output, when: float) -> Iterator[dict]:
     "The chunks that an output makes."
     job = choice.job
     seen = choice.ids[:]
-    piece = choice.take(output)
+    piece = choice.take(output, when)
     logprobs = None
     if job.logprobs and output.ids:
         logprobs = chat_logprobs(choice.tokenizer, output) if job.chat else text_logprobs(
@@ -880,9 +885,12 @@ class Metrics:
         self.first = made(kit.Histogram, "time_to_first_token_seconds", "Until the first token",
                           buckets=fast)
         self.each = made(kit.Histogram, "time_per_token_seconds", "Between tokens", buckets=fast)
-        for name, text in (("running", "Requests in the batch"),
-                           ("waiting", "Requests in the queue")):
-            made(kit.Gauge, name, text).set_function(lambda n=name: occupied(engine)[n])
+        for name, text, now in (
+                ("running", "Requests in the batch", lambda: occupied(engine)["running"]),
+                ("waiting", "Requests in the queue", lambda: occupied(engine)["waiting"]),
+                ("prefix_hits", "Prompts whose beginning was kept from an earlier one",
+                 lambda: engine.stats.prefix_hits)):
+            made(kit.Gauge, name, text).set_function(now)
 
     def count(self, job: Job, choices: Sequence[Choice], start: float) -> None:
         "Add what a job took."
@@ -1053,6 +1061,33 @@ def refusal(web: SimpleNamespace, error: Refused) -> Any:
     return web.Response(as_bytes(error.body()), error.status, dict(error.headers),
                         "application/json")
 
+# %% ../nbs/83_http.ipynb #mailbox
+class Mailbox:
+    "Carries outputs from the engine's thread to the server's."
+
+    def __init__(self) -> None:
+        self.letters: deque[tuple[asyncio.Queue, tuple]] = deque()
+
+    def deliver(self) -> None:
+        "In the server's thread: hand out what has come."
+        while self.letters:
+            queue, letter = self.letters.popleft()
+            queue.put_nowait(letter)
+
+    def listener(self, queue: asyncio.Queue, i: int, stream: bool) -> Callable[[Output], None]:
+        "What the engine calls for choice i; without `stream` it is told when all is there."
+        loop, held = asyncio.get_running_loop(), []
+
+        def hand_over(output: Output) -> None:
+            held.append((i, output, time.monotonic()))
+            if stream or output.finish:
+                self.letters.extend((queue, letter) for letter in held)
+                if len(self.letters) <= len(held):       # nobody is on the way
+                    with suppress(RuntimeError):         # the server has stopped meanwhile
+                        loop.call_soon_threadsafe(self.deliver)
+                held.clear()
+        return hand_over
+
 # %% ../nbs/83_http.ipynb #api
 class Api:
     "The routes of a server, on one engine."
@@ -1063,7 +1098,7 @@ class Api:
         self.model, self.tokenizer = model, tokenizer
         self.desk = Desk(model, tokenizer, settings)
         self.clerks = ThreadPoolExecutor(1, "minigpt-desk"), ThreadPoolExecutor(1, "minigpt-reader")
-        self.metrics = Metrics(self.web, engine.engine)
+        self.metrics, self.mail = Metrics(self.web, engine.engine), Mailbox()
         self.fingerprint, self.created = fingerprint(model), int(time.time())
         self.page = resources.files("minigpt") / "served"
         self.gate = Gate(self.routes(), self.web, settings, self.metrics)
@@ -1208,23 +1243,18 @@ class Api:
 
     def start(self, http: Any, job: Job, queue: asyncio.Queue) -> None:
         "Hand all choices to the engine; where one finds no place, none is kept."
-        loop, note, names = asyncio.get_running_loop(), http.scope["note"], []
+        note, names = http.scope["note"], []
         peer = http.headers.get("authorization") or (http.client.host if http.client else "")
-
-        def listener(i: int) -> Callable[[Output], None]:
-            def hand_over(output: Output) -> None:
-                with suppress(RuntimeError):             # the server has stopped meanwhile
-                    loop.call_soon_threadsafe(queue.put_nowait, (i, output))
-            return hand_over
         note["release"] = lambda: [self.engine.cancel(name) for name in names]
         try:
             for i, request in enumerate(job.requests):
                 request.client = hashlib.sha256(peer.encode()).hexdigest()[:16]
                 if request.max_tokens == 0:              # only the prompt is asked about
                     done = Output("", "", (), (), (), "length", len(request.ids), 0, 0)
-                    queue.put_nowait((i, done))
+                    queue.put_nowait((i, done, time.monotonic()))
                 else:
-                    names.append(self.engine.add(request, listener(i)))
+                    listener = self.mail.listener(queue, i, job.stream)
+                    names.append(self.engine.add(request, listener))
         except Busy as e:
             raise Refused(429, "the server is full; ask again later", code="rate_limit_exceeded",
                           retry_after=str(max(1, round(e.retry_after)))) from e
@@ -1257,8 +1287,8 @@ class Api:
                                    media_type="text/event-stream",
                                    headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         while not all(choice.finish for choice in choices):
-            i, output = await queue.get()
-            choices[i].take(output)
+            i, output, when = await queue.get()
+            choices[i].take(output, when)
         self.account(http, job, choices)
         for choice in choices:
             if problem := choice.problem(self.settings.deadline):
@@ -1293,8 +1323,8 @@ class Api:
             outputs = [await queue.get()]
             while not queue.empty():
                 outputs.append(queue.get_nowait())
-            chunks = [event(chunk) for i, output in outputs
-                      for chunk in pieces_of(choices[i], output)]
+            chunks = [event(chunk) for i, output, when in outputs
+                      for chunk in pieces_of(choices[i], output, when)]
             if chunks:
                 yield b"".join(chunks)
         self.account(http, job, choices)
@@ -1392,13 +1422,15 @@ def patient_server(api: Api, config: dict[str, Any]) -> Any:      # a uvicorn.Se
 # %% ../nbs/83_http.ipynb #listen
 def listen(host: str, port: int) -> tuple[socket.socket, str]:      # and its address
     "A socket that listens; port 0 takes a free one. A ValueError names a place that is taken."
+    if not 0 <= port < 65536:
+        raise ValueError(f"port={port} must lie between 1 and 65535, or be 0 for a free one")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         line = socket.socket(family, socket.SOCK_STREAM)
         if os.name != "nt":
             line.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         line.bind(address)
-    except (OSError, OverflowError) as e:
+    except (OSError, UnicodeError) as e:                 # a host may be no host's name at all
         raise ValueError(f"cannot listen on {host}:{port} ({e}); choose another --host or "
                          "--port") from e
     name = f"[{host}]" if ":" in host else host
