@@ -1257,7 +1257,7 @@ class Api:
                     names.append(self.engine.add(request, listener))
         except Busy as e:
             raise Refused(429, "the server is full; ask again later", code="rate_limit_exceeded",
-                          retry_after=str(max(1, round(e.retry_after)))) from e
+                          retry_after=str(round(min(60, max(1, e.retry_after))))) from e
         except ValueError as e:
             refuse(str(e))
         except RuntimeError as e:

@@ -108,7 +108,7 @@ function piecesOf(tokens) {
 
 const percent = (logprob) => {
   const p = 100 * Math.exp(logprob);
-  return p >= 99.95 ? "100%" : p >= 1 ? `${p.toFixed(1)}%` : `${p.toPrecision(2)}%`;
+  return p >= 99.95 ? "100%" : p >= 0.1 ? `${p.toFixed(1)}%` : "<0.1%";
 };
 
 /** An answer whose tokens tell their chances to a pointer and to the arrow keys. */

@@ -44,6 +44,7 @@ await inBrowser({ "/": "<!doctype html>" }, async (page) => {
   assert.match(head["content-security-policy"], /default-src 'none'; script-src 'self'/);
   await alert("the API key is missing or wrong");
   assert.equal(await at("#key").evaluate((e) => e === document.activeElement), true);
+  assert.equal(await at("#key").isVisible(), true);
   await at("#key").fill("another-key");
   await at("#key").press("Tab");
   await alert("the API key is missing or wrong");
@@ -84,7 +85,7 @@ await inBrowser({ "/": "<!doctype html>" }, async (page) => {
   await page.keyboard.press("ArrowRight");
   const chance = await at("#chance").textContent();
   assert(chance.startsWith(`${JSON.stringify(tokens[1])}: `), chance);
-  assert.match(chance, /: [\d.]+%; the likeliest there: ".*" [\d.]+%, .* [\d.]+%, .* [\d.]+%$/);
+  assert.match(chance, /: [\d.<]+%; the likeliest there: ".*" [\d.<]+%, .* [\d.<]+%, .* [\d.<]+%$/);
   await at(".assistant .says span").first().hover();
   assert((await at("#chance").textContent()).startsWith(JSON.stringify(tokens[0])));
   await box.focus();
@@ -169,13 +170,15 @@ await inBrowser({ "/": "<!doctype html>" }, async (page) => {
   await page.goto(`${plain}/`);
   await page.waitForFunction(() => document.querySelector("#model").textContent === "tinytown");
   assert.equal(await page.getByLabel("A text to go on with").count(), 1);
-  assert.equal(await at("#system").isVisible(), false);
+  await at("summary").click();
+  assert.equal(await at("#temperature").isVisible(), true);
+  for (const id of ["#system", "#key"]) assert.equal(await at(id).isVisible(), false);
   await set("temperature", 0);
   await set("max_tokens", 9);
   assert.equal(await ask("Once upon a time"), answers["Once upon a time"]);
   await at(".assistant .says").focus();
   await page.keyboard.press("ArrowRight");
-  assert.match(await at("#chance").textContent(), /^".*": [\d.]+%; the likeliest there: /);
+  assert.match(await at("#chance").textContent(), /^".*": [\d.<]+%; the likeliest there: /);
   await accessible();
   assert.deepEqual([...hosts].sort(), [chat, plain].sort());
   assert.deepEqual(page.troubles, []);
