@@ -38,7 +38,10 @@ OPTIONS = {"generate": SAMPLING, "ask": SAMPLING, "tokenize": ("--checkpoint",),
            "recipes": (), "eval": ("--checkpoint", "--tasks", "--n", "--seed", "--out"),
            "prompts": ("--checkpoint", "--questions", "--n", "--seed", "--max-tokens", "--stop",
                        "--examples", "--shots", "--choose", "--show", "--out"),
-           "zoo": ("--cure", "--seed", "--steps")}
+           "zoo": ("--cure", "--seed", "--steps"),
+           "serve": ("--host", "--port", "--max-batch-size", "--max-waiting", "--max-tokens",
+                     "--max-body", "--deadline", "--patience", "--drain", "--device", "--dtype",
+                     "--name", "--api-key-file", "--cors", "--chat-template", "--log-prompts")}
 PROGRESS = re.compile(r"Preparing |[\d,]+ parameters, |step \d+/|Done\. ")     # what is no error
 STEPS = 400
 PATIENCE = 900      # seconds, against a hang: on a busy machine the start alone has taken a minute
@@ -206,6 +209,26 @@ eval --out {nowhere}/scores.json -> scores.json
 train --recipe huge -> huge
 train --recipe huge -> minigpt recipes
 recipes huge -> huge
+serve {nowhere} -> {nowhere}
+serve {cut} -> {cut}
+serve --port 99999999 -> 99999999
+serve --port many -> many
+serve --host 256.1.1.1 -> 256.1.1.1
+serve --max-batch-size 0 -> --max-batch-size 0
+serve --max-waiting -1 -> --max-waiting -1
+serve --max-tokens 0 -> max_tokens=0
+serve --max-body 0 -> max_body=0
+serve --deadline 0 -> deadline=0
+serve --patience nan -> patience=nan
+serve --drain -1 -> drain=-1
+serve --dtype int3 -> int3
+serve --device toaster -> toaster
+serve --api-key-file {nowhere} -> {nowhere}
+serve --api-key-file {blank.txt} -> {blank.txt}
+serve --api-key-file {text.txt} -> 8 to 512
+serve --api-key-file {latin.txt} -> {latin.txt}
+serve --chat-template {nowhere} -> {nowhere}
+serve --colour red -> --colour
 zoo unicorn -> 'unicorn' is no animal of the zoo; choose from length, keyword
 zoo length --steps 0 -> steps=0
 zoo length --steps few -> few
