@@ -205,9 +205,10 @@ class RunningBatch:
 
     def threads(self) -> AbstractContextManager[None]:
         "As many threads as the next pass is worth."
-        numpy_works = self.decoder is not None and self.decoder.layout != "packed"
+        layout = None if self.decoder is None else self.decoder.layout
+        numpy_works = layout in ("rows", "columns")
         if self.filled:
-            return one_thread(self.small or numpy_works, self.small)
+            return one_thread(self.small or numpy_works, self.small or layout == "codes")
         n_tokens = len(self.rows) * max(text.length for text in self.going)
         return one_thread(numpy_works and n_tokens * self.count < SHORT)
 
