@@ -337,7 +337,12 @@ def save_model(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "config.json", model.cfg.save)
-    write_whole(folder / "tokenizer.json", tokenizer.save)
+    if isinstance(tokenizer, Tokenizer):
+        write_whole(folder / "tokenizer.json", tokenizer.save)
+    else:                                                # another library's takes three files
+        weights = later("weights")
+        weights.write_json(folder / "generation_config.json",
+                           weights.write_tokenizer(folder, tokenizer))
     text = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     alone = {} if bits == 8 else {"tokenizer": text}     # the file is enough alone; or small
     about = {"config": asdict(model.cfg), **alone, **(about or {})}

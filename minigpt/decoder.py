@@ -321,9 +321,11 @@ def choose_layout(
     batch_size: int,       # B
 ) -> str:                  # one of `layouts()`, or "codes" of a quantized model
     "How the weights are read fastest, by their size and the number of texts."
-    if 4 * model.num_parameters() <= PROCESSOR_CACHE:
+    codes = hasattr(model, "quantization")
+    size = 4 * model.num_parameters() if codes else sum(p.nbytes for p in model.parameters())
+    if size <= PROCESSOR_CACHE:
         return "rows"
-    if hasattr(model, "quantization") and later("quantization").reads_codes(model):
+    if codes and later("quantization").reads_codes(model):
         return "codes"
     if batch_size == 1:
         return "columns"
