@@ -37,7 +37,7 @@ from .lora import FrozenProduct, linears, put
 from .model import GPT, as_dtype
 from .position import build_position
 
-# %% ../nbs/80_quantization.ipynb #steps-of
+# %% ../nbs/80_quantization.ipynb #codes-side-by-side
 def steps_of(bits: int, device: torch.device) -> Tensor:      # (8 / bits,) uint8
     "By how much each code of a byte is shifted, the first one most."
     return torch.arange(8 - bits, -1, -bits, dtype=torch.uint8, device=device)
@@ -77,7 +77,7 @@ def codes_of(bits: int) -> Tensor:      # (256, 8 / bits) float32
     "The codes in each byte, for bits that divide 8."
     return unpack_bits(torch.arange(256, dtype=torch.uint8)[:, None], bits, 8 // bits).float()
 
-# %% ../nbs/80_quantization.ipynb #quantized-tensor
+# %% ../nbs/80_quantization.ipynb #a-matrix-in-few-bits
 @dataclass(frozen=True)
 class QuantizedTensor:
     "A matrix as whole numbers of few bits, and what scales them back."
@@ -129,7 +129,7 @@ class QuantizedTensor:
         "The same, under the name that a layer has for it."
         return self.dequantize()
 
-# %% ../nbs/80_quantization.ipynb #group
+# %% ../nbs/80_quantization.ipynb #rounding-to-the-nearest
 Group = int | Literal["row", "tensor"]       # what shares a scale: so many columns, a row, or all
 
 
@@ -155,7 +155,7 @@ def decode(codes: Tensor, scales: Tensor, zeros: Tensor | int) -> Tensor:      #
     "What codes stand for."
     return (codes.float() - zeros) * scales.float()
 
-
+# %% ../nbs/80_quantization.ipynb #scales-and-zero-points
 def scales_for(
     weight: Tensor,              # (rows, columns) float32
     bits: int,
@@ -183,7 +183,7 @@ def check_choice(bits: int, group: Group) -> None:
     if group not in ("row", "tensor") and (type(group) is not int or group < 1):
         raise ValueError(f'group={group!r} must be a number of columns, "row" or "tensor"')
 
-
+# %% ../nbs/80_quantization.ipynb #quantize-a-matrix
 def quantize(
     weight: Tensor,              # (rows, columns)
     bits: int = 4,               # 2 to 8
@@ -203,7 +203,7 @@ def quantize(
     packed = pack_bits(codes.flatten(1)[:, :width], bits)
     return QuantizedTensor(packed, scales, zeros, bits, width, size)
 
-# %% ../nbs/80_quantization.ipynb #block-bits
+# %% ../nbs/80_quantization.ipynb #blocks-as-gguf-has-them
 BLOCK_BITS = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q8_0": 8}      # kind -> bits of a code
 BLOCK = 32                                                     # weights that share a scale
 
@@ -247,7 +247,7 @@ def to_blocks(
         parts = [half_bytes(scale), *([half_bytes(low)] if kind == "Q4_1" else fifth), pairs]
     return torch.from_numpy(np.concatenate(parts, axis=1).reshape(len(weight), -1))
 
-
+# %% ../nbs/80_quantization.ipynb #blocks-back-to-numbers
 def from_blocks(
     blocks: Tensor,              # (rows, bytes) uint8
     kind: str,                   # one of BLOCK_BITS
@@ -290,7 +290,7 @@ def outliers(
     share = (x.abs() > limit * x.square().mean().sqrt()).float().mean().item()
     return Outliers(peak, (size.max() / size.median().clamp(min=1e-30)).item(), share)
 
-# %% ../nbs/80_quantization.ipynb #heard
+# %% ../nbs/80_quantization.ipynb #what-a-layer-reads
 @dataclass
 class Heard:
     "What one layer has read so far."
@@ -305,7 +305,7 @@ class Heard:
         self.size += x.abs().sum(0)
         self.tokens += len(x)
 
-
+# %% ../nbs/80_quantization.ipynb #listening
 @contextmanager
 def listening(
     layers: dict[str, nn.Module],         # name -> layer, with in_features
@@ -330,7 +330,7 @@ def listening(
             raise ValueError(f"{name} read {what}, so nothing can be learned about it; "
                              "give other rows, or more of them")
 
-
+# %% ../nbs/80_quantization.ipynb #the-error-of-a-layer
 def layer_error(
     weight: Tensor,              # (out, in)
     other: Tensor,               # (out, in) what is to stand for it
@@ -340,7 +340,7 @@ def layer_error(
     difference = weight.float() - other.float()
     return ((difference @ hessian) * difference).sum().item()
 
-# %% ../nbs/80_quantization.ipynb #check-rows
+# %% ../nbs/80_quantization.ipynb #one-block-after-the-other
 def check_rows(rows: Tensor, model: GPT) -> None:
     "Refuse rows from which nothing can be learned."
     fits = isinstance(rows, Tensor) and rows.dim() == 2 and not rows.is_floating_point()
@@ -365,7 +365,7 @@ def entrances(model: GPT, rows: Tensor) -> list[tuple]:
         hook.remove()
     return seen
 
-
+# %% ../nbs/80_quantization.ipynb #calibrate
 @torch.no_grad()
 def calibrate(
     model: GPT,                  # what you change in a block, the blocks after it will read
@@ -382,7 +382,7 @@ def calibrate(
         yield heard
         calls = [(block(*call), *call[1:]) for call in calls]
 
-
+# %% ../nbs/80_quantization.ipynb #calibration-rows
 def calibration_rows(
     tokenizer: AnyTokenizer,
     text: str,
@@ -442,7 +442,7 @@ def gptq(
         W[:, end:] -= errors @ U[start:end, end:]
     return QuantizedTensor(pack_bits(codes, bits), scales, zeros, bits, width, size)
 
-# %% ../nbs/80_quantization.ipynb #folds
+# %% ../nbs/80_quantization.ipynb #awq
 def folds(model: GPT, i: int) -> list[tuple[nn.Module, list[str]]]:
     "Where a block's channels can be scaled for nothing: what makes them, and who alone reads them."
     cfg, block, at = model.cfg, model.blocks[i], f"blocks.{i}"
@@ -453,7 +453,7 @@ def folds(model: GPT, i: int) -> list[tuple[nn.Module, list[str]]]:
         found.append((block.attention.value, [f"{at}.attention.out"]))
     return found + ([(block.mlp.up, [f"{at}.mlp.down"])] if swiglu else [])
 
-
+# %% ../nbs/80_quantization.ipynb #the-best-scale
 def best_scale(
     weights: Sequence[Tensor],   # (out, in) of layers that read the same
     heard: Heard,                # what they read
@@ -468,7 +468,7 @@ def best_scale(
         best = min(best, (error, s), key=lambda pair: pair[0])
     return best[1]
 
-
+# %% ../nbs/80_quantization.ipynb #fold-the-scales
 @torch.no_grad()
 def fold_scales(
     model: GPT,                  # stays as it is
@@ -495,7 +495,7 @@ def fold_scales(
             factors |= dict.fromkeys(names, s)
     return model, factors
 
-# %% ../nbs/80_quantization.ipynb #quantized-weight
+# %% ../nbs/80_quantization.ipynb #layers-of-codes
 def parts_of(tensor: QuantizedTensor, n: int) -> Iterator[QuantizedTensor]:      # n rows at most
     "A matrix in pieces: of a large one, only a piece takes more room at a time."
     return (tensor.rows(slice(at, at + n)) for at in range(0, len(tensor.packed), n))
@@ -524,7 +524,7 @@ class QuantizedWeight(nn.Module):
         "How many numbers it stands for."
         return len(self.packed) * self.columns
 
-
+# %% ../nbs/80_quantization.ipynb #a-linear-layer-of-codes
 class QuantizedLinear(nn.Module):
     "A frozen linear layer whose weights are codes."
 
@@ -552,7 +552,7 @@ class QuantizedLinear(nn.Module):
         y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         return y if self.bias is None else y + self.bias
 
-
+# %% ../nbs/80_quantization.ipynb #an-embedding-of-codes
 class QuantizedEmbedding(nn.Module):
     "An embedding whose vectors are codes."
 
@@ -580,7 +580,7 @@ class QuantizedEmbedding(nn.Module):
 
 PARTS = {QuantizedWeight, QuantizedLinear, QuantizedEmbedding}
 
-# %% ../nbs/80_quantization.ipynb #method
+# %% ../nbs/80_quantization.ipynb #a-model-of-codes
 Method = Literal["nearest", "gptq", "awq"]
 
 
@@ -603,7 +603,7 @@ class Quantization:
     symmetric: bool
     layers: list[LayerReport] = field(default_factory=list)      # empty: no rows were read
 
-
+# %% ../nbs/80_quantization.ipynb #which-layers
 def default_group(bits: int) -> Group:
     "Rows at 8 bits, for which there are fast products; else 32 columns."
     return "row" if bits == 8 else 32
@@ -638,7 +638,7 @@ def put_codes(model: GPT, name: str, tensor: QuantizedTensor) -> None:
     if model.cfg.tie_embeddings:
         model.head = QuantizedLinear(table)
 
-
+# %% ../nbs/80_quantization.ipynb #evidence
 def report_on(
     name: str,
     weight: Tensor,              # (out, in) as it was
@@ -654,7 +654,7 @@ def report_on(
     return LayerReport(name, heard.tokens, before, after,
                        (tensor.codes != nearest.codes).float().mean().item())
 
-
+# %% ../nbs/80_quantization.ipynb #quantize-a-model
 @torch.no_grad()
 def quantize_model(
     model: GPT,                      # stays as it is
@@ -704,7 +704,7 @@ def quantize_model(
     new.quantization = Quantization(bits, group, method, symmetric, reports)
     return new
 
-
+# %% ../nbs/80_quantization.ipynb #and-back
 def tables(model: GPT) -> dict[str, QuantizedTensor]:      # parameter name -> its codes
     "The quantized matrices of a model; what embedding and head share comes once."
     return {f"{name.removesuffix('table')}weight": module.tensor
@@ -727,7 +727,7 @@ def model_bits(model: GPT) -> float:
     nbytes = sum(t.nbytes for t in (*tables(model).values(), *model.parameters()))
     return 8 * nbytes / model.num_parameters()
 
-# %% ../nbs/80_quantization.ipynb #code-tensors
+# %% ../nbs/80_quantization.ipynb #files
 def code_tensors(
     model: GPT,                  # quantized
 ) -> tuple[dict[str, Tensor], dict]:      # tensors by name; what the file says about them
@@ -742,7 +742,7 @@ def code_tensors(
         tensors |= {} if t.zeros is None else {f"{name}.zero": t.zeros}
     return tensors, {"quantization": {**asdict(model.quantization), "tensors": kinds}}
 
-
+# %% ../nbs/80_quantization.ipynb #read-one-matrix
 def read_codes(
     tensors: dict[str, Tensor],      # of a file; what is read is taken out
     name: str,                       # of a parameter
@@ -763,7 +763,7 @@ def read_codes(
         raise ValueError(f"{name} is no {n_rows} x {width} matrix of {bits} bits")
     return QuantizedTensor(packed, scales, zeros, bits, width, group)
 
-
+# %% ../nbs/80_quantization.ipynb #open-a-model-of-codes
 def model_of_codes(
     cfg: ModelConfig,
     tensors: dict[str, Tensor],      # of a file
@@ -792,7 +792,7 @@ def model_of_codes(
     model.quantization = quantization
     return model.eval()
 
-# %% ../nbs/80_quantization.ipynb #bytes-product
+# %% ../nbs/80_quantization.ipynb #products-that-read-the-codes
 def bytes_product(tensor: QuantizedTensor) -> Product:
     "Rows of 8 bits, and inputs in 16: two bytes each, which oneDNN multiplies as whole numbers."
     weight, scales = (tensor.codes ^ 128).view(torch.int8), tensor.scales.flatten().numpy()
@@ -812,7 +812,7 @@ def bytes_product(tensor: QuantizedTensor) -> Product:
         return ((y[:n] + 256 * y[n:2 * n]) * (step * scales)).reshape(*x.shape[:-1], -1)
     return times
 
-
+# %% ../nbs/80_quantization.ipynb #products-of-four-bits
 def nibbles_product(tensor: QuantizedTensor, group: int) -> Product:
     "Up to 4 bits in groups: PyTorch's own product, with inputs and answers in bfloat16."
     (n_rows, width), middle, scales = tensor.shape, 2 ** (tensor.bits - 1), tensor.scales.float()
@@ -831,7 +831,7 @@ def nibbles_product(tensor: QuantizedTensor, group: int) -> Product:
         return y[:, :n_rows].float().numpy().reshape(*x.shape[:-1], -1)
     return times
 
-
+# %% ../nbs/80_quantization.ipynb #does-it-work-here
 @cache
 def works(kind: str) -> bool:      # "bytes" or "nibbles"
     "Whether this PyTorch and processor have a product, and it is right even with extreme numbers."
@@ -864,7 +864,7 @@ def reads_codes(model: GPT) -> bool:
     "Whether some of its matrices have such a product."
     return any(code_product(t.rows(slice(0, 1))) is not None for t in tables(model).values())
 
-
+# %% ../nbs/80_quantization.ipynb #joined-products
 def joined_codes(
     layers: Sequence[nn.Module],     # with one input: their outputs stand side by side
 ) -> Product:
@@ -887,7 +887,7 @@ def joined_codes(
         return product(torch.cat([layer.weight.detach() for layer in layers]), bias, "columns")
     return found if bias is None else lambda x: found(x) + bias.numpy()
 
-# %% ../nbs/80_quantization.ipynb #quantized-layer-cache
+# %% ../nbs/80_quantization.ipynb #keys-and-values-in-8-bits
 class QuantizedLayerCache(LayerCache):
     "One layer's keys and values in 8 bits, each with a scale for every token and head."
 
@@ -921,7 +921,7 @@ class QuantizedLayerCache(LayerCache):
         return ((keys * self.key_scales[:, :, :self.length]).to(self.dtype),
                 (values * self.value_scales[:, :, :self.length]).to(self.dtype))
 
-
+# %% ../nbs/80_quantization.ipynb #a-cache-of-eight-bits
 class QuantizedKVCache(KVCache):
     "A `KVCache` of about a quarter of the size, and a little less exact."
 
