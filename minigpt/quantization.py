@@ -795,21 +795,27 @@ def model_of_codes(
 # %% ../nbs/80_quantization.ipynb #products-that-read-the-codes
 def bytes_product(tensor: QuantizedTensor) -> Product:
     "Rows of 8 bits, and inputs in 16: two bytes each, which oneDNN multiplies as whole numbers."
-    weight, scales = (tensor.codes ^ 128).view(torch.int8), tensor.scales.flatten().numpy()
-    packed = torch.ops.onednn.qlinear_prepack(weight, None)
-    one, zero = torch.ones(1), torch.zeros(1, dtype=torch.int64)
-    run = torch.ops.onednn.qlinear_pointwise      # private; PyTorch's compiler calls it, too
+    weight = (tensor.codes ^ 128).view(torch.int8)
+    packed, n_rows = torch.ops.onednn.qlinear_prepack(weight, None), len(weight)
+    scales = tensor.scales.float().flatten().expand(n_rows).contiguous()
+    zeros = torch.zeros(n_rows, dtype=torch.int64)
+    run = torch.ops.onednn.qlinear_pointwise.default     # private; the compiler calls it, too
 
     def times(x: np.ndarray) -> np.ndarray:                          # (..., in) -> (..., out)
         rows = x.reshape(-1, x.shape[-1])
-        step = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-30) / np.float32(32639)
-        wide = (rows * (1 / step) + np.float32(32896.5)).astype("<u2")       # 128 * 257 means 0
-        n, pairs = len(rows), wide.view(np.uint8).reshape(*rows.shape, 2)
-        halves = np.empty((max(4, 2 * n), rows.shape[1]), np.uint8)  # fewer rows take it longer
-        halves[:n], halves[n:2 * n], halves[2 * n:] = pairs[..., 0], pairs[..., 1], 128
-        y = run(torch.from_numpy(halves), 1.0, 128, packed, one, zero, None, 1.0, 0,
+        most = np.maximum.reduce(np.abs(rows), axis=1, keepdims=True)        # (B, 1)
+        step = np.maximum(most, np.float32(1e-30)) / np.float32(32639)
+        wide = (rows / step + np.float32(32896.5)).astype("<u2")     # 128 * 257 means 0
+        n, pairs = len(rows), wide.view(np.uint8).reshape(len(rows), -1, 2)
+        halves = np.empty((2 * n, rows.shape[1]), np.uint8)
+        halves[:n], halves[n:] = pairs[..., 0], pairs[..., 1]
+        y = run(torch.from_numpy(halves), 1.0, 128, packed, scales, zeros, None, 1.0, 0,
                 torch.float32, "none", [], "").numpy()
-        return ((y[:n] + 256 * y[n:2 * n]) * (step * scales)).reshape(*x.shape[:-1], -1)
+        low, high = y[:n], y[n:]
+        high *= 256
+        high += low
+        high *= step
+        return high.reshape(*x.shape[:-1], n_rows)
     return times
 
 # %% ../nbs/80_quantization.ipynb #products-of-four-bits
