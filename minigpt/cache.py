@@ -16,6 +16,8 @@ from .model import as_dtype
 class LayerCache:
     "One layer's keys and values so far, in room that is set aside once."
 
+    rooms = ("keys", "values")      # names of the tensors that hold them
+
     def __init__(
         self,
         keys: Tensor,       # (B, G, max_length, Dh) room for keys; of latents in latent attention
@@ -64,7 +66,7 @@ class KVCache:
         max_length: int | None = None,    # S at most; None: the whole context
     ) -> "KVCache":
         "An empty cache in the precision of a model, and where the model is."
-        weight = model.embedding.weight
+        weight = next(model.parameters())
         return cls(model.cfg, batch_size, max_length, weight.dtype, weight.device)
 
     def __repr__(self) -> str:
@@ -84,7 +86,7 @@ class KVCache:
     @property
     def nbytes(self) -> int:      # bytes
         "How much memory the room takes, full or not."
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
+        return sum(getattr(layer, name).nbytes for layer in self.layers for name in layer.rooms)
 
     def select(
         self,
@@ -93,7 +95,7 @@ class KVCache:
         "Keep some texts of the batch, or put them into another order."
         rows = rows.to(self.layers[0].keys.device)
         for layer in self.layers:
-            for name in ("keys", "values"):
+            for name in layer.rooms:
                 old = getattr(layer, name)
                 new = old.new_empty(len(rows), *old.shape[1:])
                 new[:, :, :layer.length] = old[rows, :, :layer.length]       # not the empty room

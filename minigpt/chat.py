@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from . import sampling
-from .checkpoint import write_whole
+from .checkpoint import check_plain, write_whole
 from .finetuning import Example
 from .inference import AnyTokenizer, Writing, complete_batch, known_rules, stream_text, write
 from .model import GPT
@@ -84,6 +84,7 @@ def add_markers(
     markers: Sequence[str],         # those that it has are not added again
 ) -> tuple[GPT, Tokenizer]:         # copies that know the markers; their vectors are the mean's
     "Append markers to a vocabulary: every old id means what it meant."
+    check_plain(model)
     new = [marker for marker in markers if marker not in tokenizer.special]
     grown = Tokenizer(tokenizer.tokens, (*tokenizer.special, *new))
     bigger = GPT(replace(model.cfg, vocab_size=model.cfg.vocab_size + len(new)))

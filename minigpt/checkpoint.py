@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .config import ModelConfig
+from .config import ModelConfig, later
 from .model import GPT
 from .optim import part_of, whole
 from .tokenizer import Tokenizer
@@ -298,11 +298,17 @@ def load_checkpoint(
 # %% ../nbs/44_checkpoints.ipynb #check-plain
 def check_plain(
     model: GPT,
+    codes: bool = False,        # whether quantized matrices may stand for plain ones
 ) -> None:
     "A ValueError says that a model has parts for which a plain GPT's file has no place."
     with torch.device("meta"):
         plain = dict(GPT(model.cfg).named_parameters())
-    strange = sorted(plain.keys() ^ dict(model.named_parameters()).keys())
+    coded = {f"{name.removesuffix('table')}weight" for name, m in model.named_modules()
+             if hasattr(m, "n_weights")}                # `quantization`
+    if coded and not codes:
+        raise ValueError("the model is quantized; quantization.dequantize_model(model) makes a "
+                         "plain one of it")
+    strange = sorted(plain.keys() ^ dict(model.named_parameters()).keys() ^ coded)
     if strange:
         owner = strange[0].partition(".adapters.")[0].removesuffix(".weight").removesuffix(".base")
         raise ValueError(f"{owner} is no plain layer; lora.merge(model) makes one of it and its "
@@ -317,17 +323,26 @@ def save_model(
     bits: int = 32,             # of a weight; 8: a quarter of the size, and a little less exact
 ) -> None:
     "Write what inference needs: model.safetensors, config.json, tokenizer.json."
-    check_plain(model)
     if bits not in (8, 32):
         raise ValueError(f"bits={bits} is not known; choose 32, or 8 for a smaller file")
-    tensors = {name: whole(p) for name, p in model.named_parameters()}
-    tensors = to_bytes(tensors) if bits == 8 else tensors
+    if hasattr(model, "quantization"):
+        tensors, more = later("quantization").code_tensors(model)
+        about, bits = {**more, **(about or {})}, 8
+    else:
+        check_plain(model)
+        tensors = {name: whole(p) for name, p in model.named_parameters()}
+        tensors = to_bytes(tensors) if bits == 8 else tensors
     if not writes_files():
         return
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "config.json", model.cfg.save)
-    write_whole(folder / "tokenizer.json", tokenizer.save)
+    if isinstance(tokenizer, Tokenizer):
+        write_whole(folder / "tokenizer.json", tokenizer.save)
+    else:                                                # another library's takes three files
+        weights = later("weights")
+        weights.write_json(folder / "generation_config.json",
+                           weights.write_tokenizer(folder, tokenizer))
     text = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     alone = {} if bits == 8 else {"tokenizer": text}     # the file is enough alone; or small
     about = {"config": asdict(model.cfg), **alone, **(about or {})}
@@ -383,10 +398,14 @@ def load_model(
     if not isinstance(saved, dict) or asdict(cfg) | saved != asdict(cfg):
         raise ValueError(f"{folder / 'config.json'} contradicts the weights in {path.name}; "
                          "restore the config that was saved with them")
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    theirs = (folder / "tokenizer_config.json").is_file()      # a quantized Hugging Face model's
+    tokenizer = (later("weights").open_tokenizer(folder, asdict(cfg)) if theirs
+                 else Tokenizer.load(folder / "tokenizer.json"))
     if tokenizer.vocab_size > cfg.vocab_size:
         raise ValueError(f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model only "
                          f"{cfg.vocab_size}; they do not belong together")
+    if "quantization" in about:
+        return later("quantization").model_of_codes(cfg, tensors, about, path), tokenizer
     model = GPT(cfg)
     fill_model(model, model_tensors(tensors), path)
     return model.eval(), tokenizer

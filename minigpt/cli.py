@@ -9,8 +9,8 @@ __all__ = ['SIZES', 'CHANGES', 'TUNES', 'ORDERS', 'check_text', 'prompt_of', 'ch
            'stop_signal', 'progress_line', 'follow', 'train_command', 'choose_tuning', 'finetune_command',
            'plan_command', 'recipes_command', 'note', 'typed', 'print_answer', 'print_tokens', 'obey', 'open_chat',
            'follow_line', 'chat_command', 'print_sightings', 'zoo_command', 'chat_template', 'log_requests',
-           'serve_command', 'open_templates', 'open_shots', 'print_trials', 'verdict', 'print_gains', 'print_disputed',
-           'prompts_report', 'prompts_command', 'Parser', 'build_parser', 'main']
+           'serve_command', 'new_folder', 'quantize_command', 'open_templates', 'open_shots', 'print_trials', 'verdict',
+           'print_gains', 'print_disputed', 'prompts_report', 'prompts_command', 'Parser', 'build_parser', 'main']
 
 # %% ../nbs/88_cli.ipynb #imports
 import argparse
@@ -121,6 +121,11 @@ def info_command(args: argparse.Namespace) -> None:
         print(f"  {part:34} {n:12,} parameters")
     for name, value in [*vars(model.cfg).items(), ("d_head", model.cfg.d_head)]:
         print(f"  {name:34} {value}")
+    if hasattr(model, "quantization"):
+        from minigpt.quantization import model_bits
+        how = model.quantization
+        print(f"  {'quantization':34} {how.bits} bits, group {how.group}, {how.method}, "
+              f"{model_bits(model):.2f} bits a weight in all")
     for name in ("recipe.json", "facts.json"):
         if (folder / name).is_file():
             print(f"{name}")
@@ -659,6 +664,56 @@ def serve_command(args: argparse.Namespace) -> None:
     serve(model, tokenizer, args.host, args.port, settings, ready, args.max_batch_size,
           args.max_waiting)
 
+# %% ../nbs/88_cli.ipynb #new-folder
+@contextmanager
+def new_folder(
+    name: str,                   # --out
+) -> Iterator[Path]:             # an empty folder to fill; it gets its name at the end
+    "A folder that is there whole or not at all. A ValueError says that there is something already."
+    out = Path(name)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out {out} is not empty; choose another folder")
+    beside = out.with_name(out.name + ".tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        if out.exists():
+            out.rmdir()
+        os.replace(beside, out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def quantize_command(args: argparse.Namespace) -> None:
+    "Write a model in few bits, and print what it takes and what a calibration found."
+    from minigpt.checkpoint import save_model
+    from minigpt.evaluation import read_text
+    from minigpt.quantization import calibration_rows, model_bits, quantize_model
+    from minigpt.weights import open_model
+    if (args.method == "nearest") != (args.text is None):
+        raise ValueError("--text FILE goes with --method gptq or awq, which read it to calibrate")
+    group = int(args.group) if (args.group or "").isdigit() else args.group
+    text = None if args.text is None else read_text(args.text, "a text to calibrate on")
+    with new_folder(args.out) as folder:
+        model, tokenizer = open_model(args.checkpoint)
+        rows = None if text is None else calibration_rows(
+            tokenizer, text, min(256, model.cfg.context_length))
+        small = quantize_model(model, args.bits, group, args.method, rows,
+                               symmetric=not args.zero_points, embedding_bits=args.embedding_bits)
+        save_model(folder, small, tokenizer, {"quantized from": args.checkpoint})
+        size = (folder / "model.safetensors").stat().st_size
+    layers = small.quantization.layers
+    if layers:
+        before, after = (sum(getattr(layer, name) for layer in layers) / len(layers)
+                         for name in ("nearest", "error"))
+        print(f"calibrated on {rows.numel():,} tokens: the mean error of {len(layers)} layers is "
+              f"{after:.3%}, with plain rounding {before:.3%}")
+    print(f"{args.out}: {model_bits(small):.2f} bits a weight, {size:,} bytes, "
+          f"as plain numbers {4 * small.num_parameters():,}")
+    print(f'Try it: minigpt generate --checkpoint "{args.out}" "Once upon a time"',
+          file=sys.stderr)
+
 # %% ../nbs/88_cli.ipynb #open-templates
 def open_templates(args: argparse.Namespace) -> dict:    # a Template (`prompting`) for each file
     "The prompts that are compared; what is wrong with them is said before the work."
@@ -943,6 +998,22 @@ def build_parser() -> Parser:     # knows every command and option
     sub.add_argument("--log-prompts", action="store_true", help="write requests into the log, so "
                      "that they can be repeated; by default it holds nothing of them")
 
+    sub = command("quantize", quantize_command, "Write a model in few bits a weight.", False)
+    sub.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder or file that train wrote, "
+                     "a Hugging Face checkpoint, or a model of the package: tinytown, chat, sums, "
+                     "agent")
+    sub.add_argument("--bits", type=int, default=4, help="of a weight, 2 to 8 (default: 4)")
+    sub.add_argument("--group", metavar="N", help="columns that share a scale; or row, or tensor "
+                     "(default: 32; with 8 bits row)")
+    sub.add_argument("--method", choices=("nearest", "gptq", "awq"), default="nearest",
+                     help="round each weight to the nearest value (default), or calibrate")
+    sub.add_argument("--text", metavar="FILE", help="what gptq and awq read to calibrate: text "
+                     "such as the model will see")
+    sub.add_argument("--zero-points", action="store_true", help="let each group choose what its "
+                     "lowest code means, in place of codes around 0")
+    sub.add_argument("--embedding-bits", type=int, metavar="BITS", help="of embedding and head; "
+                     "those of all by default")
+    sub.add_argument("--out", metavar="FOLDER", required=True, help="a new folder for the model")
     sub = command("plan", plan_command, "Choose size, batch and rate for the time that you have.",
                   False)
     sub.add_argument("--minutes", type=float, required=True, help="that the training may take")

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Product', 'PROCESSOR_CACHE', 'DECODERS', 'layouts', 'product', 'joined', 'array', 'normalise', 'switch',
-           'attend_once', 'PlaceTables', 'norm_function', 'BlockStep', 'Decoder', 'choose_layout', 'decoder_for']
+           'attend_once', 'PlaceTables', 'norm_function', 'embed_function', 'BlockStep', 'Decoder', 'choose_layout',
+           'decoder_for']
 
 # %% ../nbs/52_fast_decoder.ipynb #imports
 import math
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from .attention import CausalSelfAttention, attend_fused
 from .block import Block
 from .cache import KVCache, LayerCache
-from .config import ModelConfig
+from .config import ModelConfig, later
 from .mlp import MLP, SwiGLU
 from .model import GPT, check_length
 from .norm import LayerNorm, RMSNorm
@@ -59,9 +60,11 @@ def product(
 
 def joined(
     layers: Sequence[nn.Linear],     # with one input: their outputs stand side by side
-    layout: str,                     # one of `layouts()`
+    layout: str,                     # one of `layouts()`, or "codes" of a quantized model
 ) -> Product:
     "One product in place of several."
+    if layout == "codes":
+        return later("quantization").joined_codes(layers)
     weights = [layer.weight.detach() for layer in layers]
     biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
     return product(weights[0] if len(weights) == 1 else torch.cat(weights),
@@ -182,6 +185,17 @@ def norm_function(
     return lambda x: normalise(x, weight, bias, eps)
 
 
+def embed_function(
+    embedding: nn.Module,        # nn.Embedding, or one of codes
+    layout: str,                 # of the weights
+) -> Callable[[int | np.ndarray], np.ndarray]:      # an id or (B,) -> (D,) or (B, D)
+    "An embedding as a function of arrays."
+    if layout == "codes":
+        return lambda ids: embedding(torch.as_tensor(ids)).numpy()
+    table = array(embedding.weight)
+    return lambda ids: table[ids]
+
+
 class BlockStep:
     "One block for one new token of each text: four products and what stands between them."
 
@@ -256,9 +270,9 @@ class Decoder:
         self.places = PlaceTables(model.position, model.cfg)
         self.blocks = [BlockStep(block, model.cfg, layout) for block in model.blocks]
         self.norm = norm_function(model.norm)
-        head = model.embedding if model.cfg.tie_embeddings else model.head
-        self.head = product(head.weight.detach(), None, layout)
-        self.embedding = array(model.embedding.weight)
+        self.head = (joined((model.head,), layout) if hasattr(model, "head")
+                     else product(model.embedding.weight.detach(), None, layout))
+        self.embed = embed_function(model.embedding, layout)
 
     @staticmethod
     def fits(
@@ -267,6 +281,7 @@ class Decoder:
         "Whether NumPy can do it: on the CPU, in float32, of known parts, with nothing hooked in."
         known = {GPT, Block, CausalSelfAttention, MLP, SwiGLU, RMSNorm, LayerNorm, nn.Linear,
                  nn.Embedding, nn.ModuleList, nn.Identity}
+        known |= later("quantization").PARTS if hasattr(model, "quantization") else set()
         parts = all((type(m) in known or isinstance(m, NoPosition))
                     and not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
         return parts and all(p.device.type == "cpu" and p.dtype == torch.float32
@@ -291,7 +306,7 @@ class Decoder:
         added, turns = self.places.at(np.int64(n) if before is None else n - before)
         bias = self.places.bias(n + 1, before)
         alone = len(ids) == 1 and padding is None and self.layout != "packed"
-        x = self.embedding[ids[0] if alone else np.asarray(ids)]             # (D,) or (B, D)
+        x = self.embed(ids[0] if alone else np.asarray(ids))                 # (D,) or (B, D)
         x = x if added is None else x + added
         for block, kept in zip(self.blocks, cache.layers):
             x = block(x, turns, kept, bias)
@@ -304,10 +319,14 @@ PROCESSOR_CACHE = 2**24       # bytes; weights up to about this size are not rea
 def choose_layout(
     model: GPT,
     batch_size: int,       # B
-) -> str:                  # one of `layouts()`
+) -> str:                  # one of `layouts()`, or "codes" of a quantized model
     "How the weights are read fastest, by their size and the number of texts."
-    if sum(p.nbytes for p in model.parameters()) <= PROCESSOR_CACHE:
+    codes = hasattr(model, "quantization")
+    size = 4 * model.num_parameters() if codes else sum(p.nbytes for p in model.parameters())
+    if size <= PROCESSOR_CACHE:
         return "rows"
+    if codes and later("quantization").reads_codes(model):
+        return "codes"
     if batch_size == 1:
         return "columns"
     return "packed" if "packed" in layouts() else "rows"
@@ -325,7 +344,7 @@ def decoder_for(
         return None
     layout, known = choose_layout(model, batch_size), DECODERS.setdefault(model, {})
     state = (model.cfg, id(model.position),
-             *((p.data_ptr(), p._version) for p in model.parameters()))
+             *((t.data_ptr(), t._version) for t in (*model.parameters(), *model.buffers())))
     if layout not in known or known[layout][0] != state:
         known[layout] = state, Decoder(model, layout)
     return known[layout][1]

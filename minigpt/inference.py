@@ -141,9 +141,10 @@ class Passes:
         n_tokens: int | None = None,     # of the prompts; None: the pass is a step
     ) -> AbstractContextManager[None]:
         "As many threads as the next pass is worth."
-        numpy_works = self.decoder is not None and self.decoder.layout != "packed"
+        layout = None if self.decoder is None else self.decoder.layout
+        numpy_works = layout in ("rows", "columns")
         if n_tokens is None:
-            return one_thread(self.small or numpy_works, self.small)
+            return one_thread(self.small or numpy_works, self.small or layout == "codes")
         return one_thread(numpy_works and n_tokens * self.count < SHORT)
 
     def read(

@@ -6,7 +6,7 @@
 __all__ = ['NF4', 'lora_update', 'LowRank', 'LoRALinear', 'linears', 'put', 'lora_layers', 'adapters', 'active', 'use', 'using',
            'attach', 'check_name', 'check_dropout', 'add_lora', 'merged_linear', 'merge', 'unmerge', 'updates_of',
            'adapter_weights', 'nf4_points', 'dynamic_points', 'quantize_blocks', 'dequantize_blocks', 'pack', 'unpack',
-           'quantize_nf4', 'dequantize_nf4', 'nf4_bytes', 'NF4Product', 'NF4Linear', 'to_nf4', 'training_memory']
+           'quantize_nf4', 'dequantize_nf4', 'nf4_bytes', 'FrozenProduct', 'NF4Linear', 'to_nf4', 'training_memory']
 
 # %% ../nbs/73_lora.ipynb #imports
 import math
@@ -388,7 +388,7 @@ def nf4_bytes(
     return math.ceil(n / 2) + blocks + 4 * math.ceil(blocks / 256) + 4
 
 # %% ../nbs/73_lora.ipynb #nf4-linear
-class NF4Product(torch.autograd.Function):
+class FrozenProduct(torch.autograd.Function):
     "x W^T with a W that is made for the moment, in the backward pass again, and never kept."
 
     @staticmethod
@@ -428,7 +428,7 @@ class NF4Linear(nn.Module):
         x: Tensor,                   # (..., in)
     ) -> Tensor:                     # (..., out)
         "What nn.Linear does with the weights that the codes stand for."
-        y = NF4Product.apply(x, self)
+        y = FrozenProduct.apply(x, self)
         return y if self.bias is None else y + self.bias
 
 

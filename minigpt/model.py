@@ -182,16 +182,17 @@ class GPT(nn.Module):
     @property
     def device(self) -> torch.device:
         "Where the weights are, and where ids have to be."
-        return self.embedding.weight.device
+        return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         "The precision of the weights."
-        return self.embedding.weight.dtype
+        return next(self.parameters()).dtype
 
     def num_parameters(self) -> int:
-        "How many numbers were learned; shared ones count once."
-        return sum(p.numel() for p in self.parameters())
+        "How many numbers were learned, codes of few bits too; shared ones count once."
+        codes = sum(getattr(m, "n_weights", 0) for m in self.modules())      # `quantization`
+        return codes + sum(p.numel() for p in self.parameters())
 
     def hidden(
         self,
@@ -219,7 +220,9 @@ class GPT(nn.Module):
         x: Tensor,          # (..., D) what `hidden` returned, or the rows of it that matter
     ) -> Tensor:            # (..., V) a score for each token; softmax makes probabilities
         "Compare the stream with every token's vector."
-        return F.linear(x, self.embedding.weight if self.cfg.tie_embeddings else self.head.weight)
+        if "head" in self._modules:              # its own, or one that reads the embedding's codes
+            return self.head(x)
+        return F.linear(x, self.embedding.weight)
 
     def forward(
         self,

@@ -21,7 +21,14 @@ from typing import Literal, get_args
 import torch
 
 from .chat import chat_example, has_markers
-from .checkpoint import fingerprint, model_path, only_run, save_model, write_whole
+from minigpt.checkpoint import (
+    check_plain,
+    fingerprint,
+    model_path,
+    only_run,
+    save_model,
+    write_whole,
+)
 from .config import check_numbers
 from .data import read_documents, read_text
 from .finetuning import Example, Packed, answer_example, answer_loss, answer_nats
@@ -280,6 +287,7 @@ def prepare_tuning(
 ) -> tuple[Tuning, list[str]]:     # with the sizes and steps that it really gets; the findings
     "Write down all that a run needs: its examples, and tuning.json last."
     folder, (model, tokenizer) = Path(folder), load(tuning.base)
+    check_plain(model)
     if chat is None and has_markers(tokenizer):
         chat = partial(chat_example, tokenizer)
     most, theirs = model.cfg.context_length, is_theirs(tuning.base)

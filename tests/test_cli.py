@@ -41,8 +41,10 @@ OPTIONS = {"generate": SAMPLING, "ask": SAMPLING, "tokenize": ("--checkpoint",),
            "zoo": ("--cure", "--seed", "--steps"),
            "serve": ("--host", "--port", "--max-batch-size", "--max-waiting", "--max-tokens",
                      "--max-body", "--deadline", "--patience", "--drain", "--device", "--dtype",
-                     "--name", "--api-key-file", "--cors", "--chat-template", "--log-prompts")}
-PROGRESS = re.compile(r"Preparing |[\d,]+ parameters, |step \d+/|Done\. ")     # what is no error
+                     "--name", "--api-key-file", "--cors", "--chat-template", "--log-prompts"),
+           "quantize": ("--bits", "--group", "--method", "--text", "--zero-points",
+                        "--embedding-bits", "--out")}
+PROGRESS = re.compile(r"Preparing |[\d,]+ parameters, |step \d+/|Done\. |Try it: ")     # no error
 STEPS = 400
 PATIENCE = 900      # seconds, against a hang: on a busy machine the start alone has taken a minute
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process alone")
@@ -229,6 +231,25 @@ serve --api-key-file {text.txt} -> 8 to 512
 serve --api-key-file {latin.txt} -> {latin.txt}
 serve --chat-template {nowhere} -> {nowhere}
 serve --colour red -> --colour
+quantize {saved} -> --out
+quantize --out {new} -> CHECKPOINT
+quantize {nowhere} --out {new} -> {nowhere}
+quantize {flipped} --out {new} -> {flipped}
+quantize {saved} --out {saved} -> is not empty
+quantize {saved} --out {text.txt} -> {text.txt}
+quantize {saved} --out {new} --bits 1 -> bits=1
+quantize {saved} --out {new} --bits 9 -> bits=9
+quantize {saved} --out {new} --bits few -> few
+quantize {saved} --out {new} --group 0 -> group=0
+quantize {saved} --out {new} --group some -> 'some'
+quantize {saved} --out {new} --group -4 -> '-4'
+quantize {saved} --out {new} --embedding-bits 12 -> bits=12
+quantize {saved} --out {new} --method best -> best
+quantize {saved} --out {new} --method gptq -> --text
+quantize {saved} --out {new} --text {text.txt} -> --method
+quantize {saved} --out {new} --method gptq --text {nowhere} -> {nowhere}
+quantize {saved} --out {new} --method gptq --text {latin.txt} -> {latin.txt}
+quantize {saved} --out {new} --method awq --text {short.txt} -> tokens
 zoo unicorn -> 'unicorn' is no animal of the zoo; choose from length, keyword
 zoo length --steps 0 -> steps=0
 zoo length --steps few -> few
@@ -517,3 +538,69 @@ def test_a_reader_who_leaves_ends_a_story_without_a_traceback(saved):
     story.stderr.close()
     story.wait(timeout=PATIENCE)
     assert "Traceback" not in err and "Exception" not in err and len(err.splitlines()) <= 1, err
+
+
+# --- few bits
+
+@pytest.mark.parametrize("more", [(), ("--bits", 8),
+                                  ("--bits", 3, "--group", "row", "--zero-points"),
+                                  ("--bits", 4, "--group", 16, "--embedding-bits", 8)])
+def test_a_quantized_model_is_written_whole_and_every_command_opens_it(run, saved, tmp_path, more):
+    out = tmp_path / "deep" / "small"
+    code, said, errors = run("quantize", saved, "--out", out, *more)
+    assert (code, errors) == (0, []) and "bits a weight" in said
+    assert {p.name for p in out.iterdir()} == {"config.json", "tokenizer.json", "model.safetensors"}
+    assert [p.name for p in out.parent.iterdir()] == ["small"]
+    assert f"{(out / 'model.safetensors').stat().st_size:,} bytes" in said
+    model, _ = load_model(out)
+    bits = more[1] if more else 4
+    assert model.quantization.bits == bits
+    code, told, errors = run("info", "--checkpoint", out)
+    assert (code, errors) == (0, []) and f"{bits} bits, group" in told
+    code, text, errors = run("generate", "Rosa", "--checkpoint", out, "--max-tokens", 5)
+    assert (code, errors) == (0, []) and text.startswith("Rosa")
+    code, _, errors = run("quantize", out, "--out", tmp_path / "twice")
+    assert code == 2 and "dequantize_model" in errors[0] and not (tmp_path / "twice").exists()
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_a_calibration_says_what_it_found(run, saved, tmp_path, method):
+    text = tmp_path / "text.txt"
+    text.write_text("Rosa and Tom baked a cake, and it sank. " * 200, encoding="utf-8")
+    code, said, errors = run("quantize", saved, "--out", tmp_path / "small", "--bits", 3,
+                             "--method", method, "--text", text)
+    found = re.search(r"on ([\d,]+) tokens: .* is ([\d.]+)%, .* rounding ([\d.]+)%", said)
+    assert (code, errors) == (0, []) and found
+    assert int(found[1].replace(",", "")) > 500 and float(found[2]) < float(found[3])
+    layers = load_model(tmp_path / "small")[0].quantization.layers
+    assert len(layers) == 7 and all(layer.tokens > 500 for layer in layers)
+
+
+def test_another_librarys_model_is_quantized_with_its_own_words(run, tmp_path):
+    from minigpt import load
+    from minigpt.weights import HuggingFaceTokenizer, open_model, to_huggingface
+    model, tokenizer = load("chat")
+    to_huggingface(tmp_path / "theirs", model, tokenizer)
+    raw = json.loads((tmp_path / "theirs" / "tokenizer.json").read_text("utf-8"))
+    raw["version"] = "1.0"                              # theirs, but no longer as we write it
+    raw["added_tokens"][0]["special"] = True
+    (tmp_path / "theirs" / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
+    _, words = open_model(tmp_path / "theirs")
+    code, _, errors = run("quantize", tmp_path / "theirs", "--out", tmp_path / "small")
+    assert (code, errors) == (0, [])
+    small, same = load_model(tmp_path / "small")
+    text = "Where does Abel live?"
+    assert same.encode(text) == words.encode(text) and same.stop_ids == words.stop_ids
+    assert type(same) is type(words) and isinstance(words, HuggingFaceTokenizer | type(tokenizer))
+    assert small.cfg == model.cfg
+
+
+def test_a_refused_quantization_leaves_nothing_behind(run, places, saved, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    for wrong in (("--bits", 1), ("--method", "awq", "--text", places / "short.txt")):
+        assert run("quantize", saved, "--out", tmp_path / "small", *wrong)[0] == 2
+        assert sorted(tmp_path.iterdir()) == before
+    (tmp_path / "small").mkdir()                        # an empty folder may be filled
+    assert run("quantize", saved, "--out", tmp_path / "small")[0] == 0
+    code, _, errors = run("quantize", saved, "--out", tmp_path / "small")
+    assert code == 2 and "is not empty" in errors[0]

@@ -43,7 +43,8 @@ def imports(name):
 
 AHEAD = {"position": {"long_context"}, "block": {"efficient_attention", "moe"},      # who looks
          "model": {"inference"}, "training": {"moe"}, "inference": {"weights"},      # where to
-         "weights": {"chat"}}
+         "weights": {"chat"}, "checkpoint": {"quantization", "weights"},
+         "decoder": {"quantization"}}
 
 
 @each_module
