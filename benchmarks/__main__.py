@@ -15,6 +15,7 @@ SECTIONS = {
     "training": "Training",
     "quality": "Time to a validation loss",
     "decoding": "Decoding, greedy, float32",
+    "quantization": "Quantized, 124 M, one text",
     "page": "In a web page",
 }
 
