@@ -9,8 +9,9 @@ __all__ = ['SIZES', 'CHANGES', 'TUNES', 'ORDERS', 'check_text', 'prompt_of', 'ch
            'stop_signal', 'progress_line', 'follow', 'train_command', 'choose_tuning', 'finetune_command',
            'plan_command', 'recipes_command', 'note', 'typed', 'print_answer', 'print_tokens', 'obey', 'open_chat',
            'follow_line', 'chat_command', 'print_sightings', 'zoo_command', 'chat_template', 'log_requests',
-           'serve_command', 'new_folder', 'quantize_command', 'open_templates', 'open_shots', 'print_trials', 'verdict',
-           'print_gains', 'print_disputed', 'prompts_report', 'prompts_command', 'Parser', 'build_parser', 'main']
+           'serve_command', 'clear_place', 'quantize_command', 'open_templates', 'open_shots', 'print_trials',
+           'verdict', 'print_gains', 'print_disputed', 'prompts_report', 'prompts_command', 'Parser', 'build_parser',
+           'main']
 
 # %% ../nbs/88_cli.ipynb #imports
 import argparse
@@ -665,37 +666,30 @@ def serve_command(args: argparse.Namespace) -> None:
           args.max_waiting)
 
 # %% ../nbs/88_cli.ipynb #new-folder
-@contextmanager
-def new_folder(
+def clear_place(
     name: str,                   # --out
-) -> Iterator[Path]:             # an empty folder to fill; it gets its name at the end
-    "A folder that is there whole or not at all. A ValueError says that there is something already."
-    out = Path(name)
+) -> Path:                       # an absolute path: nothing stands there, or an empty folder
+    "Where a new folder can go. A ValueError says that there is something already."
+    out = Path(name).absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--out {out} is not empty; choose another folder")
-    beside = out.with_name(out.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-        if out.exists():
-            out.rmdir()
-        os.replace(beside, out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        raise ValueError(f"--out {Path(name)} is not empty; choose another folder")
+    shutil.rmtree(out.with_name(out.name + ".tmp"), ignore_errors=True)      # of a run cut off
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out
 
 
 def quantize_command(args: argparse.Namespace) -> None:
     "Write a model in few bits, and print what it takes and what a calibration found."
     from minigpt.checkpoint import save_model
     from minigpt.evaluation import read_text
+    from minigpt.export import new_folder
     from minigpt.quantization import calibration_rows, model_bits, quantize_model
     from minigpt.weights import open_model
     if (args.method == "nearest") != (args.text is None):
         raise ValueError("--text FILE goes with --method gptq or awq, which read it to calibrate")
     group = int(args.group) if (args.group or "").isdigit() else args.group
     text = None if args.text is None else read_text(args.text, "a text to calibrate on")
-    with new_folder(args.out) as folder:
+    with new_folder(clear_place(args.out)) as folder:
         model, tokenizer = open_model(args.checkpoint)
         rows = None if text is None else calibration_rows(
             tokenizer, text, min(256, model.cfg.context_length))

@@ -61,6 +61,16 @@ def pytest_collection_modifyitems(session, items):
 SOME_TEXT = "Rosa and Tom baked a cake. Tom's cake was larger than Rosa's cake, and it sank.\n" * 20
 
 
+@pytest.fixture(scope="session")
+def browser() -> str:
+    "The browser's path, once all that it needs is installed."
+    import check_site
+    lack = check_site.missing() or check_site.install()
+    if lack:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(lack)
+    return check_site.browser()
+
+
 def near(right: int, share: float, n: int) -> bool:
     "Whether a count of n fits a share, with four deviations and two answers for other machines."
     return abs(right - n * share) <= 4 * math.sqrt(n * share * (1 - share)) + 2

@@ -24,7 +24,6 @@ from minigpt.page import TALKS, write_golden
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "book"), str(ROOT / "book" / "_ext")]
-import check_site  # noqa: E402
 import still  # noqa: E402
 import still_chat  # noqa: E402
 import still_graph  # noqa: E402
@@ -35,15 +34,6 @@ from letters_golden import write_golden as write_letters  # noqa: E402
 PAGE = Path(__file__).parent / "page"
 NODE = shutil.which("node")
 needs_node = pytest.mark.skipif(NODE is None, reason="needs node; install nodejs")
-
-
-@pytest.fixture(scope="module")
-def browser() -> str:
-    "The browser's path, once all that it needs is installed."
-    lack = check_site.missing() or check_site.install()
-    if lack:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(lack)
-    return check_site.browser()
 
 
 KINDS = {

@@ -794,16 +794,6 @@ def test_another_models_template_is_served(tmp_path, tiny_model, tokenizer):
 
 # --- the page
 
-@pytest.fixture(scope="module")
-def browser():
-    sys.path[:0] = [str(ROOT / "book"), str(ROOT / "book" / "_ext")]
-    import check_site
-    lack = check_site.missing() or check_site.install()
-    if lack or not shutil.which("node"):
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(lack or "needs node")
-    return check_site.browser()
-
-
 def test_the_page_works_as_a_reader_uses_it(models, browser, tmp_path):
     answers = {question: "".join(Chat(*models["agent"]).say(question))
                for question in ("Where does Abel live?", "What is 7 + 5?")}

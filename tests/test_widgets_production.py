@@ -24,7 +24,6 @@ from minigpt.tinytown import Tinytown
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "book"), str(ROOT / "book" / "_ext")]
-import check_site  # noqa: E402
 import still  # noqa: E402
 import still_batching  # noqa: E402
 import still_quantize  # noqa: E402
@@ -32,15 +31,6 @@ import still_quantize  # noqa: E402
 PAGE = Path(__file__).parent / "page"
 NODE = shutil.which("node")
 needs_node = pytest.mark.skipif(NODE is None, reason="needs node; install nodejs")
-
-
-@pytest.fixture(scope="module")
-def browser() -> str:
-    "The browser's path, once all that it needs is installed."
-    lack = check_site.missing() or check_site.install()
-    if lack:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(lack)
-    return check_site.browser()
 
 
 def node(script: str, *args, browser: str = "") -> str:
