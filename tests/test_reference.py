@@ -221,6 +221,8 @@ def test_an_item_may_explain_several_words():
     assert both.terms == ("Total parameters", "active parameters")
     bpe, = glossary.explain("**Byte pair encoding** (BPE) {cite:p}`x`: join; a **merge**.", "c")
     assert bpe.terms == ("Byte pair encoding", "BPE", "merge")
+    far, = glossary.explain("**NF4**: four bits ([elsewhere](73_lora.ipynb)), not 8.", "c")
+    assert far.text == "four bits (elsewhere), not 8."      # the link starts from another page
     _, rank = glossary.explain("**Process**: a program. **Rank**: its number.", "c")
     assert rank.whole == "**Process**: a program. **Rank**: its number."
     assert glossary.explain("The letters in shapes: B texts.", "c") == []

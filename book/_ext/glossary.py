@@ -24,6 +24,7 @@ MOST = 12       # links on a page: prose stays prose
 SECTION = re.compile(r"^## The words\s*\n(.*?)(?=^#|\Z)", re.M | re.S)
 ITEM = re.compile(r"^[-*] (.*(?:\n[ \t]+\S.*)*)", re.M)
 CITATION = re.compile(r"\s*\{cite:\w+\}`[^`]*`")
+LINK = re.compile(r"\[([^\]]*)\]\([^)\s]*\)")      # its address is seen from another page
 LEAD = re.compile(r"(?:^|(?<=\. )|(?<=\.\) ))(\*\*[^*]+\*\*[^:.]*):\s+")
 BOLD = re.compile(r"\*\*([^*]+)\*\*")
 LEANS = re.compile(r"\b(its|them|there|one|many|both)\b")     # says little without its neighbours
@@ -65,7 +66,7 @@ def names(lead: str, text: str) -> tuple[str, ...]:
 
 def explain(item: str, chapter: str) -> list[Meaning]:
     "The explanations of one list item; an item without a bold word before a colon has none."
-    item = " ".join(CITATION.sub("", item).split())
+    item = " ".join(LINK.sub(r"\1", CITATION.sub("", item)).split())
     leads = list(LEAD.finditer(item))
     found = []
     for lead, after in zip(leads, [*leads[1:], None]):
