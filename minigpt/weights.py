@@ -206,8 +206,8 @@ COMMON = {"is_causal": (True,), "is_encoder_decoder": (False,), "add_cross_atten
           "attention_bias": (False,), "mlp_bias": (False,), "use_sliding_window": (False,),
           "rope_interleaved": (False,), "is_llama_config": (True,)}
 IDLE = frozenset("""
-    _attn_implementation _commit_hash _name_or_path architectures attn_implementation
-    attention_dropout attn_pdrop bad_words_ids begin_suppress_tokens bos_token_id
+    _attn_implementation _commit_hash _model_name_or_path _name_or_path architectures
+    attention_dropout attn_implementation attn_pdrop bad_words_ids begin_suppress_tokens bos_token_id
     chunk_size_feed_forward classifier_dropout decoder_start_token_id diversity_penalty do_sample
     dtype early_stopping embd_pdrop embedding_dropout encoder_no_repeat_ngram_size eos_token_id
     exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
@@ -220,7 +220,7 @@ IDLE = frozenset("""
     summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
     suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
     tie_last_hidden_states tokenizer_class top_k top_p torch_dtype torchscript
-    transformers.js_config transformers_version typical_p unsloth_fixed unsloth_version
+    transformers.js_config transformers_version typical_p unk_token_id unsloth_fixed unsloth_version
     use_bfloat16 use_cache
 """.split())          # their keys that change no logit
 
