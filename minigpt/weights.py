@@ -207,21 +207,21 @@ COMMON = {"is_causal": (True,), "is_encoder_decoder": (False,), "add_cross_atten
           "rope_interleaved": (False,), "is_llama_config": (True,)}
 IDLE = frozenset("""
     _attn_implementation _commit_hash _model_name_or_path _name_or_path architectures
-    attention_dropout attn_implementation attn_pdrop bad_words_ids begin_suppress_tokens bos_token_id
-    chunk_size_feed_forward classifier_dropout decoder_start_token_id diversity_penalty do_sample
-    dtype early_stopping embd_pdrop embedding_dropout encoder_no_repeat_ngram_size eos_token_id
-    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
-    gradient_checkpointing hidden_dropout id2label initializer_range is_decoder label2id
-    length_penalty max_length min_length model_type n_ctx no_repeat_ngram_size num_beam_groups
-    num_beams num_labels num_return_sequences output_attentions output_hidden_states output_past
-    output_router_logits output_scores pad_token_id prefix pretraining_tp problem_type
-    remove_invalid_values reorder_and_upcast_attn repetition_penalty resid_pdrop residual_dropout
-    return_dict return_dict_in_generate router_aux_loss_coef router_jitter_noise sep_token_id
-    summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
-    suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
-    tie_last_hidden_states tokenizer_class top_k top_p torch_dtype torchscript
-    transformers.js_config transformers_version typical_p unk_token_id unsloth_fixed unsloth_version
-    use_bfloat16 use_cache
+    attention_dropout attn_implementation attn_pdrop bad_words_ids begin_suppress_tokens
+    bos_token_id chunk_size_feed_forward classifier_dropout decoder_start_token_id
+    diversity_penalty do_sample dtype early_stopping embd_pdrop embedding_dropout
+    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
+    forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout id2label
+    initializer_range is_decoder label2id length_penalty max_length min_length model_type n_ctx
+    no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
+    output_attentions output_hidden_states output_past output_router_logits output_scores
+    pad_token_id prefix pretraining_tp problem_type remove_invalid_values reorder_and_upcast_attn
+    repetition_penalty resid_pdrop residual_dropout return_dict return_dict_in_generate
+    router_aux_loss_coef router_jitter_noise sep_token_id summary_activation summary_first_dropout
+    summary_proj_to_labels summary_type summary_use_proj suppress_tokens task_specific_params
+    temperature tf_legacy_loss tie_encoder_decoder tie_last_hidden_states tokenizer_class top_k
+    top_p torch_dtype torchscript transformers.js_config transformers_version typical_p
+    unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache
 """.split())          # their keys that change no logit
 
 
