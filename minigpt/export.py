@@ -6,10 +6,9 @@
 __all__ = ['ALIGNMENT', 'KINDS', 'SCALARS', 'BLOCKS', 'MAX_HEADER', 'MAX_VALUES', 'GGUF_ARCHITECTURES', 'GGUF_NAMES',
            'QWEN2_SPLIT', 'SPLITS', 'STORES', 'ONE_FILE', 'GGUFTensor', 'gguf_string', 'gguf_value', 'as_stored',
            'write_gguf', 'GGUFInfo', 'Header', 'gguf_info', 'read_header', 'gguf_name', 'to_neighbours', 'stored_kind',
-           'gguf_tensors', 'one_merge_each', 'split_name', 'gguf_vocabulary', 'gguf_markers', 'chat_template',
-           'gguf_facts', 'gguf_architecture', 'check_export', 'check_new', 'to_gguf', 'Graph', 'graph_places',
-           'graph_block', 'onnx_model', 'new_folder', 'folder_line', 'to_transformers', 'to_onnx', 'with_template',
-           'export']
+           'gguf_tensors', 'one_merge_each', 'split_name', 'gguf_vocabulary', 'gguf_markers', 'gguf_facts',
+           'gguf_architecture', 'check_export', 'check_new', 'to_gguf', 'Graph', 'graph_places', 'graph_block',
+           'onnx_model', 'new_folder', 'folder_line', 'to_transformers', 'to_onnx', 'export']
 
 # %% ../nbs/81_export.ipynb #imports
 import json
@@ -30,8 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .chat import CHAT_TEMPLATE, has_markers
-from .checkpoint import SHIPPED, check_plain, model_path, write_whole
+from .chat import find_template
+from .checkpoint import SHIPPED, check_plain, write_whole
 from .config import ModelConfig
 from .inference import AnyTokenizer, load
 from .long_context import stretched_frequencies
@@ -39,7 +38,7 @@ from .model import GPT
 from .position import alibi_slopes, rope_frequencies
 from .quantization import BLOCK_BITS, to_blocks
 from .tokenizer import END_OF_TURN, PATTERN, Tokenizer, encode_chunk, printable_bytes
-from .weights import HuggingFaceTokenizer, family_for, to_huggingface
+from .weights import family_for, to_huggingface
 from .weights import write_json, write_tokenizer
 
 # %% ../nbs/81_export.ipynb #alignment
@@ -399,18 +398,6 @@ def gguf_markers(
     return {"add_bos_token": add} | {
         f"{name}_token_id": i for name, i in ids.items() if i is not None}
 
-
-def chat_template(
-    tokenizer: AnyTokenizer,
-) -> str | None:                 # Jinja
-    "How a conversation becomes one text, if the model has a way."
-    if has_markers(tokenizer):
-        return CHAT_TEMPLATE
-    found = getattr(tokenizer, "about", {}).get("chat_template")
-    if isinstance(found, list):                                # several, by name
-        found = {t["name"]: t["template"] for t in found}.get("default")
-    return found if isinstance(found, str) else None
-
 # %% ../nbs/81_export.ipynb #gguf-facts
 def gguf_facts(
     cfg: ModelConfig,
@@ -497,7 +484,7 @@ def to_gguf(
     check_export(model, "gguf", kind)
     check_new(path, folder=False)
     words = gguf_vocabulary(tokenizer, model.cfg.vocab_size) | gguf_markers(tokenizer)
-    template = chat_template(tokenizer)
+    template = find_template(tokenizer)
     facts = {"general.architecture": architecture, "general.name": name,
              "general.quantization_version": 2,
              "general.file_type": {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7}[kind]}
@@ -775,16 +762,6 @@ def to_onnx(
                               f"{'with' if cache else 'without'} a cache")]
 
 # %% ../nbs/81_export.ipynb #with-template
-def with_template(
-    source: str | Path | None,       # what `load` took
-    tokenizer: AnyTokenizer,         # changed in place
-) -> None:
-    "Newer folders keep their chat template in a file of its own."
-    file = model_path(source) / "chat_template.jinja"
-    if isinstance(tokenizer, HuggingFaceTokenizer) and file.is_file():
-        tokenizer.about = {"chat_template": file.read_text("utf-8")} | tokenizer.about
-
-
 def export(
     source: str | Path | None,       # what `minigpt.load` takes
     to: str,                         # "huggingface", "onnx" or "gguf"
@@ -799,7 +776,6 @@ def export(
         raise ValueError(f"a cache belongs to onnx; what opens {to} keeps one by itself")
     check_new(Path(os.path.abspath(out)), folder=to != "gguf")       # before the work
     model, tokenizer = load(source)
-    with_template(source, tokenizer)
     if to == "huggingface":
         return to_transformers(out, model, tokenizer, kind)
     if to == "onnx":
