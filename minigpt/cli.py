@@ -7,8 +7,8 @@ __all__ = ['SIZES', 'CHANGES', 'TUNES', 'ORDERS', 'check_text', 'prompt_of', 'ch
            'ask_command', 'tokenize_command', 'print_gguf', 'info_command', 'export_command', 'out_file',
            'eval_command', 'check_minutes', 'given', 'refuse_changes', 'refuse_started', 'changed', 'choose_recipe',
            'stop_signal', 'progress_line', 'follow', 'train_command', 'choose_tuning', 'finetune_command',
-           'plan_command', 'recipes_command', 'note', 'typed', 'print_answer', 'print_tokens', 'obey', 'open_chat',
-           'follow_line', 'chat_command', 'print_sightings', 'zoo_command', 'chat_template', 'log_requests',
+           'plan_command', 'recipes_command', 'note', 'typed', 'print_answer', 'print_tokens', 'obey', 'chat_template',
+           'open_chat', 'follow_line', 'chat_command', 'print_sightings', 'zoo_command', 'log_requests',
            'serve_command', 'clear_place', 'quantize_command', 'open_templates', 'open_shots', 'print_trials',
            'verdict', 'print_gains', 'print_disputed', 'prompts_report', 'prompts_command', 'Parser', 'build_parser',
            'main']
@@ -22,7 +22,7 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -469,14 +469,14 @@ def print_answer(
 # %% ../nbs/88_cli.ipynb #print-tokens
 def print_tokens(
     tokens: Sequence[tuple[int, str]],     # ids and texts
-    markers: Sequence[int],                # ids that are no words
+    markers: Collection[int],              # ids that are no words
+    ends: Collection[int],                 # those of them that end a turn
 ) -> None:
     "Ids and texts of what a model read, a paragraph for each turn."
-    from minigpt.tokenizer import END_OF_TURN
     width, lines = shutil.get_terminal_size().columns, [""]
     for i, text in tokens:
         shown = f"{i} {text if i in markers else repr(text)}"
-        opens = i in markers and text != END_OF_TURN
+        opens = i in markers and i not in ends
         if lines[-1] and (opens or len(lines[-1]) + len(shown) + 2 > width):
             lines.append("" if opens else "    ")
         lines[-1] += ("  " if lines[-1].strip() else "") + shown
@@ -506,7 +506,7 @@ def obey(
     if order == "/help":
         print(ORDERS, flush=True)
     elif order == "/why":
-        print_tokens(chat.why(), tuple(chat.tokenizer.special.values()))
+        print_tokens(chat.why(), chat.format.markers, chat.format.stop_ids)
     elif order == "/system":
         chat.system = rest or None
         note("the model will read that first" if rest else "the model is told nothing")
@@ -523,6 +523,18 @@ def obey(
         raise ValueError(f"{order} is unknown; /help shows what there is")
 
 # %% ../nbs/88_cli.ipynb #chat-command
+def chat_template(args: argparse.Namespace) -> str | None:     # Jinja; None: the model's own
+    "The chat template that --chat-template names."
+    path = args.chat_template
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as e:
+        raise ValueError(f"--chat-template {path} cannot be read ({e}); give a file in "
+                         "Jinja") from e
+
+
 def open_chat(args: argparse.Namespace) -> object:      # a Chat (`chat`)
     "The conversation that the options describe; what is wrong with them is said before the work."
     from minigpt.chat import Chat, open_messages
@@ -534,8 +546,9 @@ def open_chat(args: argparse.Namespace) -> object:      # a Chat (`chat`)
     _ = top_p(args.top_p), temperature(args.temperature)
     if args.load is not None:
         open_messages(args.load)
+    template = chat_template(args)
     chat = Chat(*open_model(args.checkpoint or shipped_model("chat")), None, args.max_tokens,
-                args.temperature, args.top_p, args.seed)
+                args.temperature, args.top_p, args.seed, template)
     if args.load is not None:
         chat.load(args.load)
     if args.system is not None:
@@ -618,19 +631,6 @@ def zoo_command(args: argparse.Namespace) -> None:
                                 "model of the package is as it was")
 
 # %% ../nbs/88_cli.ipynb #chat-template
-def chat_template(args: argparse.Namespace) -> str | None:     # Jinja; None: the model's own
-    "The chat template that --chat-template names, or that lies beside another model's weights."
-    beside = Path(args.checkpoint or "") / "chat_template.jinja"
-    path = args.chat_template or (beside if args.checkpoint and beside.is_file() else None)
-    if path is None:
-        return None
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as e:
-        raise ValueError(f"--chat-template {path} cannot be read ({e}); give a file in "
-                         "Jinja") from e
-
-
 def log_requests() -> None:
     "From now on a JSON line on standard output for each request; mistakes go to standard error."
     import logging
@@ -910,6 +910,8 @@ def build_parser() -> Parser:     # knows every command and option
     sub = command("chat", chat_command, "Talk with a model; or pipe in a turn a line.")
     sub.add_argument("--system", metavar="TEXT", help="what the model is told before all turns")
     sub.add_argument("--load", metavar="FILE", help="go on with a conversation that /save wrote")
+    sub.add_argument("--chat-template", metavar="FILE", help="of another model, in Jinja; its own "
+                     "by default")
     for option, kind, default, meaning in (
             ("--temperature", float, 0.0, "0 takes the likeliest"),
             ("--top-p", float, 1.0, "keep this much probability; 1 keeps all"),

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['KINDS', 'GGUF_ARCHITECTURES', 'SPLITS', 'STORES', 'ONE_FILE', 'GGUFTensor', 'gguf_string', 'gguf_value', 'as_stored',
            'write_gguf', 'to_neighbours', 'stored_kind', 'gguf_tensors', 'one_merge_each', 'split_name',
-           'gguf_vocabulary', 'gguf_markers', 'chat_template', 'gguf_facts', 'gguf_architecture', 'check_export',
-           'check_new', 'to_gguf', 'Graph', 'graph_places', 'graph_block', 'onnx_model', 'new_folder', 'folder_line',
-           'to_transformers', 'to_onnx', 'with_template', 'export']
+           'gguf_vocabulary', 'gguf_markers', 'gguf_facts', 'gguf_architecture', 'check_export', 'check_new', 'to_gguf',
+           'Graph', 'graph_places', 'graph_block', 'onnx_model', 'new_folder', 'folder_line', 'to_transformers',
+           'to_onnx', 'export']
 
 # %% ../nbs/81_export.ipynb #imports
 import json
@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .chat import CHAT_TEMPLATE, has_markers
-from .checkpoint import SHIPPED, check_plain, model_path, write_whole
+from .chat import find_template
+from .checkpoint import SHIPPED, check_plain, write_whole
 from .config import ModelConfig, old_names
 from .gguf_file import ALIGNMENT, BLOCKS, LLAMA3_SPLIT, QWEN2_SPLIT, gguf_layout
 from .gguf_file import joined_shape, turns_neighbours
@@ -39,7 +39,7 @@ from .model import GPT
 from .position import alibi_slopes, rope_frequencies
 from .quantization import BLOCK_BITS, to_blocks
 from .tokenizer import END_OF_TURN, PATTERN, Tokenizer, encode_chunk, printable_bytes
-from .weights import HuggingFaceTokenizer, family_for, to_huggingface
+from .weights import family_for, to_huggingface
 from .weights import write_json, write_tokenizer
 
 # %% ../nbs/81_export.ipynb #alignment
@@ -257,18 +257,6 @@ def gguf_markers(
     return {"add_bos_token": add} | {
         f"{name}_token_id": i for name, i in ids.items() if i is not None}
 
-
-def chat_template(
-    tokenizer: AnyTokenizer,
-) -> str | None:                 # Jinja
-    "How a conversation becomes one text, if the model has a way."
-    if has_markers(tokenizer):
-        return CHAT_TEMPLATE
-    found = getattr(tokenizer, "about", {}).get("chat_template")
-    if isinstance(found, list):                                # several, by name
-        found = {t["name"]: t["template"] for t in found}.get("default")
-    return found if isinstance(found, str) else None
-
 # %% ../nbs/81_export.ipynb #gguf-facts
 def gguf_facts(
     cfg: ModelConfig,
@@ -355,7 +343,7 @@ def to_gguf(
     check_export(model, "gguf", kind)
     check_new(path, folder=False)
     words = gguf_vocabulary(tokenizer, model.cfg.vocab_size) | gguf_markers(tokenizer)
-    template = chat_template(tokenizer)
+    template = find_template(tokenizer)
     facts = {"general.architecture": architecture, "general.name": name,
              "general.quantization_version": 2,
              "general.file_type": {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7}[kind]}
@@ -633,16 +621,6 @@ def to_onnx(
                               f"{'with' if cache else 'without'} a cache")]
 
 # %% ../nbs/81_export.ipynb #with-template
-def with_template(
-    source: str | Path | None,       # what `load` took
-    tokenizer: AnyTokenizer,         # changed in place
-) -> None:
-    "Newer folders keep their chat template in a file of its own."
-    file = model_path(source) / "chat_template.jinja"
-    if isinstance(tokenizer, HuggingFaceTokenizer) and file.is_file():
-        tokenizer.about = {"chat_template": file.read_text("utf-8")} | tokenizer.about
-
-
 def export(
     source: str | Path | None,       # what `minigpt.load` takes
     to: str,                         # "huggingface", "onnx" or "gguf"
@@ -657,7 +635,6 @@ def export(
         raise ValueError(f"a cache belongs to onnx; what opens {to} keeps one by itself")
     check_new(Path(os.path.abspath(out)), folder=to != "gguf")       # before the work
     model, tokenizer = load(source)
-    with_template(source, tokenizer)
     if to == "huggingface":
         return to_transformers(out, model, tokenizer, kind)
     if to == "onnx":

@@ -6,12 +6,12 @@
 __all__ = ['MAX_NESTING', 'WITHOUT_EFFECT', 'SAMPLING', 'CHAT', 'COMPLETION', 'EMBEDDING', 'UNSUPPORTED', 'FINISH', 'log',
            'ROUTES', 'OPEN', 'LOCAL', 'POLICY', 'HEADERS', 'web_library', 'Settings', 'Refused', 'refuse', 'shown',
            'no_constant', 'is_deeper', 'read_object', 'check_names', 'number', 'flag', 'one_of', 'part', 'read_bias',
-           'read_rules', 'read_stop', 'text_of', 'plain_turn', 'plain_calls', 'read_messages', 'render', 'template_ids',
-           'read_tools', 'read_tool_choice', 'call_schema', 'read_format', 'Job', 'Desk', 'with_names', 'without_calls',
-           'without', 'opens_with_call', 'token_text', 'chat_logprobs', 'text_logprobs', 'prompt_logprobs', 'embed',
-           'Choice', 'usage_of', 'whole_choice', 'chunk_choice', 'pieces_of', 'occupied', 'Metrics', 'as_bytes',
-           'read_body', 'until_gone', 'route_of', 'Gate', 'refusal', 'Mailbox', 'Api', 'fingerprint', 'patient_server',
-           'listen', 'running_server', 'serve', 'is_local', 'read_keys']
+           'read_rules', 'read_stop', 'text_of', 'plain_turn', 'plain_calls', 'read_messages', 'read_tools',
+           'read_tool_choice', 'call_schema', 'read_format', 'Job', 'server_format', 'with_ends', 'Desk', 'with_names',
+           'without_calls', 'without', 'opens_with_call', 'token_text', 'chat_logprobs', 'text_logprobs',
+           'prompt_logprobs', 'embed', 'Choice', 'usage_of', 'whole_choice', 'chunk_choice', 'pieces_of', 'occupied',
+           'Metrics', 'as_bytes', 'read_body', 'until_gone', 'route_of', 'Gate', 'refusal', 'Mailbox', 'Api',
+           'fingerprint', 'patient_server', 'listen', 'running_server', 'serve', 'is_local', 'read_keys']
 
 # %% ../nbs/83_http.ipynb #imports
 import asyncio
@@ -30,6 +30,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import resources
@@ -44,13 +45,14 @@ from torch.nn import functional as F
 from . import sampling
 from .agent import CALL, call_of, call_text, fits_call, has_tool_markers, tool_ids
 from .agent import turns_that_fit
-from .chat import chat_ids, has_markers
+from .chat import ChatFormat, MarkerFormat, chat_format, has_markers
 from .constrained import Constraint, fits_schema
 from .inference import Allowed, AnyTokenizer
 from .model import GPT
 from .sampling import Rule
 from .serve import Busy, Engine, EngineThread, Output, Request
 from .tools import NAME, as_json, read_call
+from .weights import HuggingFaceTokenizer
 
 # %% ../nbs/83_http.ipynb #web-library
 def web_library() -> SimpleNamespace:      # what this module uses of Starlette, and uvicorn
@@ -327,67 +329,6 @@ def read_messages(body: dict) -> list[dict[str, Any]]:
         refuse("messages is empty; send at least one turn of the user", "messages")
     return [plain_turn(turn, f"messages[{n}]") for n, turn in enumerate(turns)]
 
-# %% ../nbs/83_http.ipynb #render
-def render(
-    template: str,                       # Jinja, as Hugging Face has it
-    messages: Sequence[dict],
-    tools: Sequence[dict],
-    markers: dict[str, str],             # what the template calls them -> bos_token and so on
-) -> str:
-    "A conversation as a template writes it. Refused: one that the template does not take."
-    try:
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as e:
-        raise Refused(400, "the chat template of this model needs the package jinja2; pip install "
-                      "minigpt[serve]", "messages") from e
-
-    def object_to(message: str) -> NoReturn:
-        raise TemplateError(message)
-    room = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
-                                         extensions=["jinja2.ext.loopcontrols"])
-    room.filters["tojson"] = lambda value, indent=None, **_: json.dumps(
-        value, ensure_ascii=False, indent=indent)
-    room.globals |= {"raise_exception": object_to, "strftime_now": time.strftime}
-    plain = re.sub(r"(\{%[-+]?\s*)(end)?generation(?=\s*[-+]?%\})",      # a mark for training
-                   lambda tag: tag[1] + ("endif" if tag[2] else "if true"), template)
-    try:
-        return room.from_string(plain).render(messages=messages, tools=list(tools) or None,
-                                              add_generation_prompt=True, **markers)
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError,
-            RecursionError) as e:
-        refuse(f"the chat template of this model does not take this conversation: "
-               f"{str(e)[:200]}", "messages")
-
-
-def template_ids(
-    tokenizer: AnyTokenizer,             # of another model
-    template: str,
-    messages: Sequence[dict],
-    tools: Sequence[dict] = (),
-) -> list[int]:
-    "What a model reads before it answers. A marker that a text holds stays text."
-    special = sorted(getattr(tokenizer, "special", {}), key=len, reverse=True)
-    aside = {marker: f"\ue000{n}\ue001" for n, marker in enumerate(special)}
-    packed = json.dumps([list(messages), list(tools)], ensure_ascii=False)
-    for marker, stand_in in aside.items():
-        packed = packed.replace(json.dumps(marker, ensure_ascii=False)[1:-1], stand_in)
-    messages, tools = json.loads(packed)
-    for message in messages:
-        for call in message.get("tool_calls", ()):
-            with suppress(ValueError):
-                call["function"]["arguments"] = json.loads(call["function"]["arguments"])
-    about = getattr(tokenizer, "about", {})
-    markers = {key: value.get("content") if isinstance(value, dict) else value
-               for key in ("bos_token", "eos_token", "pad_token", "unk_token")
-               if (value := about.get(key))}
-    text, ids = render(template, messages, tools, markers), []
-    for n, piece in enumerate(re.split("\ue000([0-9]+)\ue001", text)):
-        typed = n % 2 and int(piece) < len(special)
-        ids += tokenizer.encode(special[int(piece)]) if typed else \
-            tokenizer.encode(piece, allow_special=True) if piece else []
-    return ids
-
 # %% ../nbs/83_http.ipynb #read-tools
 def read_tools(body: dict) -> dict[str, dict]:      # name -> definition
     "The tools that a request offers."
@@ -471,20 +412,38 @@ class Job:
     blank: bool = False                  # our turns begin with a blank, which is no part of them
 
 
+def server_format(tokenizer: AnyTokenizer, template: str | None) -> ChatFormat:
+    "How conversations become ids; our own markers need no template."
+    return chat_format(tokenizer, None if has_markers(tokenizer) else template)
+
+
+def with_ends(
+    tokenizer: AnyTokenizer,
+    template: str | None,            # of chat, in Jinja; None: the tokenizer's own
+) -> AnyTokenizer:                   # the same, or a copy
+    "A tokenizer whose texts end where turns of its template do, too."
+    with suppress(ValueError):
+        ends = server_format(tokenizer, template).stop_ids
+        if ends - tokenizer.stop_ids and isinstance(tokenizer, HuggingFaceTokenizer):
+            tokenizer = copy(tokenizer)
+            tokenizer.stop_ids = ends
+    return tokenizer
+
+
 class Desk:
     "Checks requests and makes jobs of them; one at a time, beside the server's own thread."
 
     def __init__(self, model: GPT, tokenizer: AnyTokenizer, settings: Settings):
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
-        template = settings.template or getattr(tokenizer, "about", {}).get("chat_template")
-        if isinstance(template, list):                           # several, each with a name
-            template = next((t["template"] for t in template if t.get("name") == "default"), None)
-        self.template = None if has_markers(tokenizer) else template
+        self.format: ChatFormat | None = None                      # it continues texts, no more
+        with suppress(ValueError):
+            self.format = server_format(tokenizer, settings.template)
+        self.own = isinstance(self.format, MarkerFormat)
         self.calls = has_tool_markers(tokenizer)
-        self.chats = has_markers(tokenizer) or self.template is not None
         self.grammars: dict[str, Constraint] = {}
-        special = getattr(tokenizer, "special", {}).items() if has_markers(tokenizer) else ()
-        markers = {i for _, i in special} - tokenizer.stop_ids           # no words in a turn
+        size = min(tokenizer.vocab_size, model.cfg.vocab_size)
+        markers = set() if self.format is None else {
+            i for i in self.format.markers - self.format.stop_ids if i < size}     # no words in a turn
         call = {tokenizer.special[CALL]} if self.calls else set()
         self.bans = {may_call: [without(sorted(ids))] if ids else []
                      for may_call, ids in ((False, markers), (True, markers - call))}
@@ -575,7 +534,7 @@ class Desk:
         "A job of /v1/chat/completions."
         check_names(body, CHAT)
         self.check_model(body)
-        if not self.chats:
+        if self.format is None:
             refuse(f"{self.settings.name} has no chat template; send a prompt to /v1/completions, "
                    "or serve a model that has learned to chat, as `minigpt serve chat`",
                    "messages", "no_chat_template")
@@ -595,7 +554,7 @@ class Desk:
         first = next(n for n in count_from(len(used) + 1) if f"call_{n}" not in used)
         return self.job(body, [ids], self.model.cfg.context_length, top=top if wanted else None,
                         allowed=allowed, bans=self.bans[bool(call)], chat=True, call=call,
-                        first_call=first, blank=has_markers(self.tokenizer))
+                        first_call=first, blank=bool(self.format.blank))
 
     def form(
         self,
@@ -604,19 +563,18 @@ class Desk:
         tools: dict[str, dict],
     ) -> tuple[Allowed | None, str]:     # what may follow; whether it is a call
         "What an answer may look like. Refused: two forms at once, and calls that nobody learned."
-        own = has_markers(self.tokenizer)
         if schema is not None and tools:
             refuse("response_format and tools exclude each other; send one of them, or "
                    "tool_choice=\"none\"", "response_format")
         if schema is not None:
-            return self.grammar(schema, own), ""
+            return self.grammar(schema, self.own), ""
         if not tools:
             return None, ""
         if choice == "auto" and not self.calls:
             refuse(f"{self.settings.name} has not learned when to call a tool; send "
                    "tool_choice=\"required\", a function, or \"none\"", "tool_choice",
                    "unsupported_value")
-        fits = self.grammar(call_schema(list(tools.values())), own)
+        fits = self.grammar(call_schema(list(tools.values())), self.own)
         if not self.calls:
             return fits, "must"
         turn = turns_that_fit(self.tokenizer, fits)
@@ -625,13 +583,12 @@ class Desk:
     def turns(self, messages: list[dict], tools: dict[str, dict]) -> list[int]:
         "The ids of a conversation, by the model's own template."
         try:
-            if self.template is not None:
-                return template_ids(self.tokenizer, self.template, messages, list(tools.values()))
-            if not self.calls:
-                return chat_ids(self.tokenizer, [without_calls(turn) for turn in messages])
-            return tool_ids(self.tokenizer, with_names(messages, sorted(tools)))
+            if self.calls:
+                return tool_ids(self.tokenizer, with_names(messages, sorted(tools)))
+            plain = [without_calls(turn) for turn in messages] if self.own else messages
+            return self.format.ids(plain, list(tools.values()))
         except ValueError as e:
-            refuse(f"messages: {e}", "messages")
+            refuse(f"messages: {e}" if self.own else str(e), "messages")
 
     def embedding(self, body: dict) -> list[list[int]]:      # ids of each text
         "The texts of /v1/embeddings."
@@ -1178,7 +1135,7 @@ class Api:
         "The model, as a list of models has it; and what the page asks about it."
         return {"id": self.settings.name, "object": "model", "created": self.created,
                 "owned_by": "minigpt", "context_length": self.model.cfg.context_length,
-                "max_tokens": self.settings.max_tokens, "chat": self.desk.chats,
+                "max_tokens": self.settings.max_tokens, "chat": self.desk.format is not None,
                 "tools": self.desk.calls}
 
     async def models(self, http: Any) -> Any:
@@ -1451,6 +1408,7 @@ def running_server(
     chosen = Settings(**settings)
     web_library()
     line, url = listen(host, port)
+    tokenizer = with_ends(tokenizer, chosen.template)
     engine = Engine(model, tokenizer, max_batch_size, max_waiting)
     with line, EngineThread(engine) as thread:
         server = patient_server(Api(thread, model, tokenizer, chosen), {})
@@ -1478,6 +1436,7 @@ def serve(
     "Serve until a signal comes, and then finish what was begun."
     web_library()
     line, url = listen(host, port)
+    tokenizer = with_ends(tokenizer, settings.template)
     with line, EngineThread(Engine(model, tokenizer, max_batch_size, max_waiting)) as thread:
         server = patient_server(Api(thread, model, tokenizer, settings), {})
         line.listen()

@@ -587,12 +587,15 @@ def open_tokenizer(
                 for name in ("generation_config.json", "tokenizer_config.json")]
         end = more[0].get("eos_token_id", their.get("eos_token_id"))
         stop_ids = [i for i in (end if isinstance(end, list) else [end]) if isinstance(i, int)]
-        return HuggingFaceTokenizer(folder / "tokenizer.json", stop_ids, more[1], n_rows)
+        about, file = more[1], folder / "chat_template.jinja"    # newer folders have it apart
+        about |= {"chat_template": file.read_text("utf-8")} if file.is_file() else {}
+        return HuggingFaceTokenizer(folder / "tokenizer.json", stop_ids, about, n_rows)
     return tokenizer
 
 # %% ../nbs/65_checkpoints.ipynb #checkpoint-folder
 FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-         "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
+         "chat_template.jinja", "model.safetensors", "model-*-of-*.safetensors",
+         "model.safetensors.index.json"]
 
 
 def checkpoint_folder(
