@@ -16,6 +16,7 @@ SECTIONS = {
     "quality": "Time to a validation loss",
     "decoding": "Decoding, greedy, float32",
     "quantization": "Quantized, 124 M, one text",
+    "real": "SmolLM2, 135 M, one text, greedy",
     "page": "In a web page",
 }
 
