@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['KINDS', 'GGUF_ARCHITECTURES', 'SPLITS', 'STORES', 'ONE_FILE', 'GGUFTensor', 'gguf_string', 'gguf_value', 'as_stored',
            'write_gguf', 'to_neighbours', 'stored_kind', 'gguf_tensors', 'one_merge_each', 'split_name',
-           'gguf_vocabulary', 'gguf_markers', 'chat_template', 'gguf_facts', 'gguf_architecture', 'check_export',
-           'check_new', 'to_gguf', 'Graph', 'graph_places', 'graph_block', 'onnx_model', 'new_folder', 'folder_line',
-           'to_transformers', 'to_onnx', 'with_template', 'export']
+           'joins_accents', 'gguf_vocabulary', 'gguf_markers', 'chat_template', 'gguf_facts', 'gguf_architecture',
+           'check_export', 'check_new', 'to_gguf', 'Graph', 'graph_places', 'graph_block', 'onnx_model', 'new_folder',
+           'folder_line', 'to_transformers', 'to_onnx', 'with_template', 'export']
 
 # %% ../nbs/81_export.ipynb #imports
 import json
@@ -200,6 +200,19 @@ def split_name(
     return found
 
 
+def joins_accents(
+    spec: dict,             # a tokenizer.json
+) -> bool:                  # NFC: a letter and its accent become one
+    "Whether texts are normalized. A ValueError names a change that GGUF has no word for."
+    normalizer = spec.get("normalizer")
+    if not normalizer or normalizer == {"type": "Sequence", "normalizers": []}:
+        return False
+    if normalizer.get("type") != "NFC":
+        raise ValueError(f"the tokenizer changes texts by {normalizer!s:.80} before it cuts them, "
+                         "which llama.cpp does not; GGUF cannot hold it")
+    return True
+
+
 def gguf_vocabulary(
     tokenizer: AnyTokenizer,     # ours, or another model's
     n_rows: int,                 # of the embedding
@@ -236,7 +249,8 @@ def gguf_vocabulary(
         prefix = '"Prepend"' in before or '"prepend_scheme": "first"' in before \
             or '"prepend_scheme": "always"' in before
         return facts | {"model": "llama", "scores": scores, "add_space_prefix": prefix}
-    return facts | {"model": "gpt2", "pre": split_name(spec), "merges": merges}
+    return facts | {"model": "gpt2", "pre": split_name(spec), "merges": merges,
+                    "nfc": joins_accents(spec)}
 
 
 def gguf_markers(
@@ -361,7 +375,8 @@ def to_gguf(
              "general.file_type": {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7}[kind]}
     facts |= {"general.license": license} if license else {}
     facts |= gguf_facts(model.cfg, architecture)
-    facts |= {f"tokenizer.ggml.{key}": value for key, value in words.items()}
+    facts |= {"minigpt.nfc" if key == "nfc" else f"tokenizer.ggml.{key}": value
+              for key, value in words.items()}
     facts |= {"tokenizer.chat_template": template} if template else {}
     tensors = gguf_tensors(model, architecture, kind)
     try:
