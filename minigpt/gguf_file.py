@@ -8,9 +8,9 @@ __all__ = ['ALIGNMENT', 'SCALARS', 'BLOCKS', 'MAX_HEADER', 'MAX_VALUES', 'LAYOUT
            'PRE_TOKENIZERS', 'KINDS_OF_TOKENS', 'WORD_FACTS', 'NEUTRAL_WORDS', 'GGUFInfo', 'Header', 'gguf_info',
            'read_header', 'unfold', 'small_blocks', 'six_bits', 'super_blocks', 'dequantize', 'from_blocks', 'Facts',
            'read_stretch', 'find_llama3', 'read_facts', 'read_rope_facts', 'check_extent', 'gguf_name', 'gguf_layout',
-           'joined_shape', 'turns_neighbours', 'check_layout', 'to_halves', 'read_rows', 'fill_from_gguf', 'Words',
-           'read_words', 'byte_level', 'sentence_piece', 'gguf_tokenizer', 'start_marker', 'open_gguf_tokenizer',
-           'open_gguf', 'read_llama3']
+           'joined_shape', 'turns_neighbours', 'Unfilled', 'check_layout', 'to_halves', 'read_rows', 'fill_from_gguf',
+           'Words', 'read_words', 'byte_level', 'sentence_piece', 'gguf_tokenizer', 'start_marker',
+           'open_gguf_tokenizer', 'open_gguf', 'read_llama3']
 
 # %% ../nbs/65_gguf_file.ipynb #imports
 import math
@@ -26,6 +26,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .config import ModelConfig, RopeScaling, check_numbers
 from .long_context import stretched_frequencies
@@ -501,13 +502,23 @@ def turns_neighbours(name: str, architecture: str) -> bool:
     return architecture == "llama" and re.search(r"attn_[qk]\.", name) is not None
 
 
+class Unfilled(TorchFunctionMode):
+    "Within this, new layers are not filled with random numbers: theirs are on the way."
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
 def check_layout(
     cfg: ModelConfig,
     architecture: str,
     tensors: dict[str, GGUFInfo],
 ) -> None:
     "Compare names, shapes and kinds before a weight is read: one layer stands for all."
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         one = {name: tuple(p.shape) for name, p in
                GPT(replace(cfg, n_layer=1, rope_scaling=None)).named_parameters()}
     wanted = {}
@@ -637,9 +648,12 @@ def read_words(
         if type(i) is not int or not 0 <= i < n_rows:
             raise ValueError(f"tokenizer.ggml.{name}_token_id is {i!r:.40}, and there are {n_rows} "
                              "tokens")
+    pre = own.get("pre", "default")
+    if not isinstance(pre, str):
+        raise ValueError(f"tokenizer.ggml.pre is {pre!r:.60}, and no name")
     if own.get("model") == "llama":
         ids = {"unknown": 0, "bos": 1, "eos": 2} | ids
-    starts = own.get("model") == "llama" or PRE_TOKENIZERS.get(own.get("pre")) == (LLAMA3_SPLIT,)
+    starts = own.get("model") == "llama" or PRE_TOKENIZERS.get(pre) == (LLAMA3_SPLIT,)
     add_bos = own.get("add_bos_token", starts)
     if type(add_bos) is not bool or add_bos and not 0 <= ids.get("bos", -1) < n_rows:
         raise ValueError(f"tokenizer.ggml.add_bos_token is {add_bos!r:.40}, and bos_token_id "
@@ -653,7 +667,7 @@ def byte_level(
 ) -> dict[str, Any]:             # parts of a tokenizer.json
     "A vocabulary of bytes, as in GPT-2."
     pre, merges = facts.get("tokenizer.ggml.pre", "default"), facts.get("tokenizer.ggml.merges")
-    if not isinstance(pre, str) or pre not in PRE_TOKENIZERS:
+    if pre not in PRE_TOKENIZERS:
         raise ValueError(f"its tokenizer cuts texts by {pre!r:.60}; minigpt knows "
                          f"{', '.join(PRE_TOKENIZERS)}")
     if facts.get("tokenizer.ggml.add_space_prefix", False) is not False:
@@ -782,7 +796,7 @@ def open_gguf(
         if slowed := tensors.get("rope_freqs.weight"):
             cfg = replace(cfg, rope_scaling=read_llama3(Path(path), cfg, slowed))
         tokenizer = gguf_tokenizer(facts, cfg.vocab_size)
-        with torch.device("meta"):
+        with torch.device("meta"), Unfilled():
             model = GPT(cfg)                                 # shapes, and no memory
     except (ValueError, ArithmeticError) as e:
         raise ValueError(f"{path}: {e}") from e
