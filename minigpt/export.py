@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['KINDS', 'GGUF_ARCHITECTURES', 'SPLITS', 'STORES', 'ONE_FILE', 'GGUFTensor', 'gguf_string', 'gguf_value', 'as_stored',
            'write_gguf', 'to_neighbours', 'stored_kind', 'gguf_tensors', 'one_merge_each', 'split_name',
-           'gguf_vocabulary', 'gguf_markers', 'gguf_facts', 'gguf_architecture', 'check_export', 'check_new', 'to_gguf',
-           'Graph', 'graph_places', 'graph_block', 'onnx_model', 'new_folder', 'folder_line', 'to_transformers',
-           'to_onnx', 'export']
+           'joins_accents', 'gguf_vocabulary', 'gguf_markers', 'gguf_facts', 'gguf_architecture', 'check_export',
+           'check_new', 'to_gguf', 'Graph', 'graph_places', 'graph_block', 'onnx_model', 'new_folder', 'folder_line',
+           'to_transformers', 'to_onnx', 'export']
 
 # %% ../nbs/81_export.ipynb #imports
 import json
@@ -31,7 +31,7 @@ from torch import Tensor
 from .chat import find_template
 from .checkpoint import SHIPPED, check_plain, write_whole
 from .config import ModelConfig, old_names
-from .gguf_file import ALIGNMENT, BLOCKS, LLAMA3_SPLIT, QWEN2_SPLIT, gguf_layout
+from .gguf_file import ALIGNMENT, BLOCKS, GPT2_SPLIT, PRE_TOKENIZERS, gguf_layout
 from .gguf_file import joined_shape, turns_neighbours
 from .inference import AnyTokenizer, load
 from .long_context import stretched_frequencies
@@ -164,7 +164,7 @@ def gguf_tensors(
     return tensors
 
 # %% ../nbs/81_export.ipynb #qwen2-split
-SPLITS = {PATTERN: "qwen2", QWEN2_SPLIT: "qwen2", LLAMA3_SPLIT: "llama-bpe"}
+SPLITS = {(PATTERN,): "qwen2"} | {cuts: name for name, cuts in PRE_TOKENIZERS.items()}
                                  # pattern -> llama.cpp's name
 
 
@@ -186,18 +186,39 @@ def split_name(
     spec: dict,             # a tokenizer.json
 ) -> str:                   # of llama.cpp's pre-tokenizers
     "Who cuts texts as this one does. A ValueError says that nobody does."
-    text = json.dumps(spec.get("pre_tokenizer") or {})
-    patterns = re.findall(r'"Regex": ("(?:[^"\\]|\\.)*")', text)
-    if '"add_prefix_space": true' in text:
+    whole = spec.get("pre_tokenizer") or {}
+    parts, cuts = whole.get("pretokenizers", [whole]), []
+    if any(part.get("add_prefix_space") for part in parts):
         raise ValueError("the tokenizer puts a space before every text (add_prefix_space), "
                          "which llama.cpp does not; GGUF cannot hold it")
-    if not patterns and '"ByteLevel"' in text and '"use_regex": false' not in text:
-        return "gpt-2"
-    found = SPLITS.get(json.loads(patterns[0])) if len(patterns) == 1 else None
+    for part in parts:
+        match part:
+            case {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated"}:
+                cuts.append(regex)
+            case {"type": "Digits", "individual_digits": True}:
+                cuts.append(r"\p{N}")
+            case {"type": "ByteLevel"}:
+                cuts += [GPT2_SPLIT] if part.get("use_regex", True) else []
+            case _:
+                cuts.append(str(part.get("type", "nothing")))
+    found = SPLITS.get(tuple(cuts))
     if found is None:
-        raise ValueError(f"the tokenizer cuts texts by {patterns or text!s:.120}, which llama.cpp "
+        raise ValueError(f"the tokenizer cuts texts by {cuts!s:.120}, which llama.cpp "
                          "has no name for; GGUF cannot hold it")
     return found
+
+
+def joins_accents(
+    spec: dict,             # a tokenizer.json
+) -> bool:                  # NFC: a letter and its accent become one
+    "Whether texts are normalized. A ValueError names a change that GGUF has no word for."
+    normalizer = spec.get("normalizer")
+    if not normalizer or normalizer == {"type": "Sequence", "normalizers": []}:
+        return False
+    if normalizer.get("type") != "NFC":
+        raise ValueError(f"the tokenizer changes texts by {normalizer!s:.80} before it cuts them, "
+                         "which llama.cpp does not; GGUF cannot hold it")
+    return True
 
 
 def gguf_vocabulary(
@@ -236,7 +257,8 @@ def gguf_vocabulary(
         prefix = '"Prepend"' in before or '"prepend_scheme": "first"' in before \
             or '"prepend_scheme": "always"' in before
         return facts | {"model": "llama", "scores": scores, "add_space_prefix": prefix}
-    return facts | {"model": "gpt2", "pre": split_name(spec), "merges": merges}
+    return facts | {"model": "gpt2", "pre": split_name(spec), "merges": merges,
+                    "nfc": joins_accents(spec)}
 
 
 def gguf_markers(
@@ -349,7 +371,8 @@ def to_gguf(
              "general.file_type": {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7}[kind]}
     facts |= {"general.license": license} if license else {}
     facts |= gguf_facts(model.cfg, architecture)
-    facts |= {f"tokenizer.ggml.{key}": value for key, value in words.items()}
+    facts |= {"minigpt.nfc" if key == "nfc" else f"tokenizer.ggml.{key}": value
+              for key, value in words.items()}
     facts |= {"tokenizer.chat_template": template} if template else {}
     tensors = gguf_tensors(model, architecture, kind)
     try:

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['ALIGNMENT', 'SCALARS', 'BLOCKS', 'MAX_HEADER', 'MAX_VALUES', 'LAYOUTS', 'ARCHITECTURES', 'SIZES', 'STRETCH_FACTS',
-           'NEUTRAL', 'IDLE_FACTS', 'GGUF_NAMES', 'QWEN2_SPLIT', 'LLAMA3_SPLIT', 'GPT2_SPLIT', 'PRE_TOKENIZERS',
-           'KINDS_OF_TOKENS', 'WORD_FACTS', 'NEUTRAL_WORDS', 'RECORD', 'GGUFInfo', 'Header', 'gguf_info', 'read_header',
-           'unfold', 'small_blocks', 'six_bits', 'super_blocks', 'dequantize', 'from_blocks', 'Facts', 'read_stretch',
-           'find_llama3', 'read_facts', 'read_rope_facts', 'check_extent', 'gguf_name', 'gguf_layout', 'joined_shape',
-           'turns_neighbours', 'check_layout', 'to_halves', 'read_rows', 'fill_from_gguf', 'Words', 'read_words',
-           'byte_level', 'sentence_piece', 'gguf_tokenizer', 'start_marker', 'open_gguf_tokenizer', 'open_gguf',
-           'read_llama3', 'recorded']
+           'NEUTRAL', 'IDLE_FACTS', 'GGUF_NAMES', 'QWEN2_SPLIT', 'LLAMA3_SPLIT', 'GPT2_SPLIT', 'SPLIT_LIKE',
+           'PRE_TOKENIZERS', 'KINDS_OF_TOKENS', 'WORD_FACTS', 'NEUTRAL_WORDS', 'RECORD', 'GGUFInfo', 'Header',
+           'gguf_info', 'read_header', 'unfold', 'small_blocks', 'six_bits', 'super_blocks', 'dequantize',
+           'from_blocks', 'Facts', 'read_stretch', 'find_llama3', 'read_facts', 'read_rope_facts', 'check_extent',
+           'gguf_name', 'gguf_layout', 'joined_shape', 'turns_neighbours', 'Unfilled', 'check_layout', 'to_halves',
+           'read_rows', 'fill_from_gguf', 'Words', 'read_words', 'byte_level', 'sentence_piece', 'gguf_tokenizer',
+           'start_marker', 'open_gguf_tokenizer', 'open_gguf', 'read_llama3', 'recorded']
 
 # %% ../nbs/66_gguf_file.ipynb #imports
 import json
@@ -28,6 +28,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .checkpoint import packed_model, shipped_model, write_whole
 from .config import ModelConfig, RopeScaling, check_numbers
@@ -335,6 +336,8 @@ def read_stretch(
         return RopeScaling("linear", factor, length)
     check_numbers({"rope.scaling.factor": factor, "rope.scaling.attn_factor": more["magnitude"]},
                   whole=False)
+    if facts.get("rope.freq_base", float, 10_000.0) == 1:
+        raise ValueError(f"{facts.prefix}rope.scaling.type 'yarn' needs a freq_base other than 1")
     loud = more.pop("magnitude")
     magnitude = None if loud == 1 else loud * (0.1 * math.log(factor) + 1)
     return RopeScaling("yarn", factor, length, **more, magnitude=magnitude)
@@ -361,7 +364,7 @@ def find_llama3(
         width = (ratio - 1) / (stay[a] - ratio * stay[b])
         tried.insert(0, (1 + width, (1 + width * stay[a]) * 2 * math.pi / plain[a]))
     for fast, length in tried:
-        if not (1.001 < fast < 1e6 and 1 <= length < 2**31 - 1):
+        if not (1.1 < fast < 1e6 and 1 <= length < 2**31 - 1):
             continue
         near = round(float(fast), 3)
         for turns in dict.fromkeys((round(near, 1), near)):
@@ -442,7 +445,7 @@ def check_extent(
     tensors: dict[str, GGUFInfo],
 ) -> None:
     "Refuse sizes that no tensor of the file has, before anything is made of them."
-    largest = max(max(t.shape, default=0) for t in tensors.values())
+    largest = max((max(t.shape, default=0) for t in tensors.values() if t.nbytes), default=0)
     sizes = ("d_model", "d_ff", "n_head", "n_kv_head", "d_head", "n_expert")
     limits = dict.fromkeys(sizes, largest)
     for name, limit in (limits | {"n_layer": len(tensors)}).items():
@@ -502,13 +505,23 @@ def turns_neighbours(name: str, architecture: str) -> bool:
     return architecture == "llama" and re.search(r"attn_[qk]\.", name) is not None
 
 
+class Unfilled(TorchFunctionMode):
+    "Within this, new layers are not filled with random numbers: theirs are on the way."
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
 def check_layout(
     cfg: ModelConfig,
     architecture: str,
     tensors: dict[str, GGUFInfo],
 ) -> None:
     "Compare names, shapes and kinds before a weight is read: one layer stands for all."
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         one = {name: tuple(p.shape) for name, p in
                GPT(replace(cfg, n_layer=1, rope_scaling=None)).named_parameters()}
     wanted = {}
@@ -569,32 +582,34 @@ def fill_from_gguf(
     "Put a file's weights into our model, one tensor at a time."
     own, file = dict(model.named_parameters()), np.memmap(path, np.uint8, "r")
     for name, parts in gguf_layout(own, architecture).items():
-        t, turned = tensors[name], turns_neighbours(name, architecture)
-        n_rows = prod(t.shape[:-1]) if len(t.shape) > 1 or not turned else t.shape[0]
-        raw = file[t.offset:t.offset + t.nbytes].reshape(n_rows, -1)
-        for n, part in enumerate(parts):
+        t, place = tensors[name], 0
+        raw, kind = file[t.offset:t.offset + t.nbytes], t.kind
+        if len(t.shape) == 1:                # a vector: each of its numbers is a row
+            raw, kind = dequantize(raw[None], kind).view(np.uint8), "f32"
+        raw = raw.reshape(t.shape[0] if len(t.shape) == 1 else prod(t.shape[:-1]), -1)
+        order = (to_halves(len(raw), model.cfg.d_head) if turns_neighbours(name, architecture)
+                 else None)
+        for part in parts:
             shape = tuple(own[part].shape)
-            some = raw[n * (n_rows // len(parts)):][:n_rows // len(parts)]
-            if len(shape) == 1 and len(parts) > 1:                   # a joined bias is one row
-                size = raw.shape[1] // len(parts)
-                some = raw[:, n * size:][:, :size]
-            order = to_halves(n_rows, model.cfg.d_head) if turned else None
+            n_rows = shape[0] if len(shape) == 1 else prod(shape[:-1])
+            value = read_rows(raw[place:place + n_rows], kind, shape, dtype, order)
             owner, _, leaf = part.rpartition(".")
-            setattr(model.get_submodule(owner), leaf,
-                    nn.Parameter(read_rows(some, t.kind, shape, dtype, order)))
+            setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
+            place += n_rows
 
 # %% ../nbs/66_gguf_file.ipynb #qwen2-split
 QWEN2_SPLIT = PATTERN.replace("'(?i:[sdmt]|ll|ve|re)", "(?i:'s|'t|'re|'ve|'m|'ll|'d)")
 LLAMA3_SPLIT = QWEN2_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 GPT2_SPLIT = (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
-PRE_TOKENIZERS = {"gpt-2": (GPT2_SPLIT,), "qwen2": (QWEN2_SPLIT,), "llama-bpe": (LLAMA3_SPLIT,),
-                  "smollm": (r"\p{N}", GPT2_SPLIT),
-                  "default": (r"[\p{P}$+<=>^~|]+", GPT2_SPLIT, r"\p{N}+", "[0-9][0-9][0-9]")}
-                                     # llama.cpp's name -> patterns that cut, one after another
-PRE_TOKENIZERS |= {name: PRE_TOKENIZERS[like] for like, names in (
-    ("smollm", ("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")),
-    ("llama-bpe", ("llama3", "llama-v3", "falcon3")), ("qwen2", ("deepseek-r1-qwen",)),
-    ("gpt-2", ("phi-2",))) for name in names}
+SPLIT_LIKE = {"gpt-2": ("phi-2",), "qwen2": ("deepseek-r1-qwen",),
+              "llama-bpe": ("llama3", "llama-v3", "falcon3"),
+              "smollm": ("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
+              "default": ()}         # a name of llama.cpp's -> others that cut alike
+PRE_TOKENIZERS = {name: patterns for like, patterns in (
+    ("gpt-2", (GPT2_SPLIT,)), ("qwen2", (QWEN2_SPLIT,)), ("llama-bpe", (LLAMA3_SPLIT,)),
+    ("smollm", (r"\p{N}", GPT2_SPLIT)),
+    ("default", (r"[\p{P}$+<=>^~|]+", GPT2_SPLIT, r"\p{N}+", "[0-9][0-9][0-9]")),
+) for name in (like, *SPLIT_LIKE[like])}      # name -> patterns that cut, one after another
 KINDS_OF_TOKENS = {1: "normal", 2: "unknown", 3: "control", 4: "user-defined", 5: "unused",
                    6: "byte"}
 WORD_FACTS = {"model", "pre", "tokens", "token_type", "scores", "merges", "add_bos_token",
@@ -636,9 +651,12 @@ def read_words(
         if type(i) is not int or not 0 <= i < n_rows:
             raise ValueError(f"tokenizer.ggml.{name}_token_id is {i!r:.40}, and there are {n_rows} "
                              "tokens")
+    pre = own.get("pre", "default")
+    if not isinstance(pre, str):
+        raise ValueError(f"tokenizer.ggml.pre is {pre!r:.60}, and no name")
     if own.get("model") == "llama":
         ids = {"unknown": 0, "bos": 1, "eos": 2} | ids
-    starts = own.get("model") == "llama" or PRE_TOKENIZERS.get(own.get("pre")) == (LLAMA3_SPLIT,)
+    starts = own.get("model") == "llama" or PRE_TOKENIZERS.get(pre) == (LLAMA3_SPLIT,)
     add_bos = own.get("add_bos_token", starts)
     if type(add_bos) is not bool or add_bos and not 0 <= ids.get("bos", -1) < n_rows:
         raise ValueError(f"tokenizer.ggml.add_bos_token is {add_bos!r:.40}, and bos_token_id "
@@ -652,7 +670,7 @@ def byte_level(
 ) -> dict[str, Any]:             # parts of a tokenizer.json
     "A vocabulary of bytes, as in GPT-2."
     pre, merges = facts.get("tokenizer.ggml.pre", "default"), facts.get("tokenizer.ggml.merges")
-    if not isinstance(pre, str) or pre not in PRE_TOKENIZERS:
+    if pre not in PRE_TOKENIZERS:
         raise ValueError(f"its tokenizer cuts texts by {pre!r:.60}; minigpt knows "
                          f"{', '.join(PRE_TOKENIZERS)}")
     if facts.get("tokenizer.ggml.add_space_prefix", False) is not False:
@@ -781,10 +799,10 @@ def open_gguf(
         if slowed := tensors.get("rope_freqs.weight"):
             cfg = replace(cfg, rope_scaling=read_llama3(Path(path), cfg, slowed))
         tokenizer = gguf_tokenizer(facts, cfg.vocab_size)
-    except ValueError as e:
+        with torch.device("meta"), Unfilled():
+            model = GPT(cfg)                                 # shapes, and no memory
+    except (ValueError, ArithmeticError) as e:
         raise ValueError(f"{path}: {e}") from e
-    with torch.device("meta"):
-        model = GPT(cfg)                                     # shapes, and no memory
     fill_from_gguf(model, Path(path), architecture, tensors, dtype)
     return model.eval(), tokenizer
 

@@ -468,11 +468,12 @@ class HuggingFaceTokenizer:
             self.engine = Engine.from_str(self.raw.decode("utf-8"))
         except Exception as e:                       # the library raises nothing more precise
             raise ValueError(f"{where} is no tokenizer.json ({e}); fetch it again") from e
-        if (json.loads(self.raw).get("model") or {}).get("dropout"):
+        spec = path if isinstance(path, dict) else json.loads(self.raw)
+        if (spec.get("model") or {}).get("dropout"):
             raise ValueError(f"{where} leaves out merges at random (dropout); set that to null")
         self.engine.no_truncation()                  # a file may ask for both
         self.engine.no_padding()
-        self.by_bytes = "ByteLevel" in json.dumps(json.loads(self.raw).get("decoder") or {})
+        self.by_bytes = "ByteLevel" in json.dumps(spec.get("decoder") or {})
         self.byte = {letter: b for b, letter in printable_bytes().items()}
         added = self.engine.get_added_tokens_decoder()
         self.added = {i: token.content for i, token in added.items()}
