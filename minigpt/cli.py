@@ -83,10 +83,14 @@ def ask_command(args: argparse.Namespace) -> None:
 # %% ../nbs/88_cli.ipynb #tokenize-command
 def tokenize_command(args: argparse.Namespace) -> None:
     "Print one token a line: id, bytes, text."
-    from minigpt.checkpoint import model_folder
+    from minigpt.checkpoint import is_gguf, model_folder, model_path
     from minigpt.weights import open_tokenizer, read_json
-    folder = model_folder(args.checkpoint)
-    tokenizer = open_tokenizer(folder, read_json(folder / "config.json"))
+    if is_gguf(args.checkpoint):
+        from minigpt.gguf_file import open_gguf_tokenizer
+        tokenizer = open_gguf_tokenizer(model_path(args.checkpoint))
+    else:
+        folder = model_folder(args.checkpoint)
+        tokenizer = open_tokenizer(folder, read_json(folder / "config.json"))
     text = prompt_of(args)
     ids = tokenizer.encode(text)
     for i in ids:
@@ -95,9 +99,9 @@ def tokenize_command(args: argparse.Namespace) -> None:
     print(f"{len(ids)} tokens, {len(text.encode())} bytes")
 
 # %% ../nbs/88_cli.ipynb #info-command
-def print_gguf(path: str) -> None:
+def print_gguf(path: Path) -> None:
     "Print what a GGUF file says about itself, a fact a line and a tensor a line."
-    from minigpt.export import gguf_info
+    from minigpt.gguf_file import gguf_info
     facts, tensors = gguf_info(path)
     print(path)
     for key, value in facts.items():
@@ -110,11 +114,11 @@ def print_gguf(path: str) -> None:
 
 def info_command(args: argparse.Namespace) -> None:
     "Print a model's shape and size, and what is written down about its origin."
-    from minigpt.checkpoint import model_folder
+    from minigpt.checkpoint import is_gguf, model_folder, model_path
     from minigpt.sizes import count_parameters
     from minigpt.weights import open_model
-    if str(args.checkpoint).endswith(".gguf"):
-        return print_gguf(args.checkpoint)
+    if is_gguf(args.checkpoint):
+        return print_gguf(model_path(args.checkpoint))
     model, _ = open_model(args.checkpoint)
     folder = model_folder(args.checkpoint)
     print(args.checkpoint or folder)

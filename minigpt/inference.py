@@ -26,7 +26,7 @@ from torch import Tensor
 
 from . import sampling
 from .cache import KVCache
-from .checkpoint import SHIPPED
+from .checkpoint import PACKAGES, SHIPPED
 from .config import later
 from .decoder import PROCESSOR_CACHE, decoder_for
 from .model import GPT, as_dtype
@@ -534,7 +534,8 @@ def load(
 ) -> tuple[GPT, AnyTokenizer]:
     "Open a model and its tokenizer: ours, or one of a family that `weights` knows."
     weights, precision = later("weights"), as_dtype(dtype)
-    here = name is None or str(name) in SHIPPED or Path(name).exists()
+    here = name is None or str(name) in (*SHIPPED, *PACKAGES) or Path(name).exists() \
+        or Path(name).suffix == ".gguf"
     model, tokenizer = (weights.open_model if here else weights.from_huggingface)(name, precision)
     if tokenizer is None:
         raise ValueError(f"{name} holds no tokenizer.json; from_huggingface opens it without one")

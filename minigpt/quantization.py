@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['Group', 'BLOCK_BITS', 'BLOCK', 'PARTS', 'Method', 'steps_of', 'pack_bits', 'unpack_bits', 'codes_of',
            'QuantizedTensor', 'split_groups', 'encode', 'decode', 'scales_for', 'check_choice', 'quantize',
-           'half_bytes', 'to_blocks', 'from_blocks', 'Outliers', 'outliers', 'Heard', 'listening', 'layer_error',
-           'check_rows', 'entrances', 'calibrate', 'calibration_rows', 'gptq', 'folds', 'best_scale', 'fold_scales',
-           'parts_of', 'QuantizedWeight', 'QuantizedLinear', 'QuantizedEmbedding', 'LayerReport', 'Quantization',
-           'default_group', 'shared_copy', 'chosen_layers', 'put_codes', 'report_on', 'quantize_model', 'tables',
-           'dequantize_model', 'model_bits', 'code_tensors', 'read_codes', 'model_of_codes', 'bytes_product',
-           'nibbles_product', 'works', 'code_product', 'reads_codes', 'joined_codes', 'QuantizedLayerCache',
-           'QuantizedKVCache']
+           'half_bytes', 'to_blocks', 'Outliers', 'outliers', 'Heard', 'listening', 'layer_error', 'check_rows',
+           'entrances', 'calibrate', 'calibration_rows', 'gptq', 'folds', 'best_scale', 'fold_scales', 'parts_of',
+           'QuantizedWeight', 'QuantizedLinear', 'QuantizedEmbedding', 'LayerReport', 'Quantization', 'default_group',
+           'shared_copy', 'chosen_layers', 'put_codes', 'report_on', 'quantize_model', 'tables', 'dequantize_model',
+           'model_bits', 'code_tensors', 'read_codes', 'model_of_codes', 'bytes_product', 'nibbles_product', 'works',
+           'code_product', 'reads_codes', 'joined_codes', 'QuantizedLayerCache', 'QuantizedKVCache']
 
 # %% ../nbs/80_quantization.ipynb #imports
 import copy
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 
 from .cache import KVCache, LayerCache
 from .checkpoint import check_plain, fill_model
-from .config import ModelConfig
+from .config import ModelConfig, old_names
 from .decoder import Product, product
 from .inference import AnyTokenizer
 from .lora import FrozenProduct, linears, put
@@ -247,28 +246,8 @@ def to_blocks(
         parts = [half_bytes(scale), *([half_bytes(low)] if kind == "Q4_1" else fifth), pairs]
     return torch.from_numpy(np.concatenate(parts, axis=1).reshape(len(weight), -1))
 
-# %% ../nbs/80_quantization.ipynb #from-blocks
-def from_blocks(
-    blocks: Tensor,              # (rows, bytes) uint8
-    kind: str,                   # one of BLOCK_BITS
-) -> Tensor:                     # (rows, columns) float32
-    "The numbers that a GGUF file's blocks stand for."
-    bits = BLOCK_BITS[kind]
-    head = {"Q4_1": 4, "Q5_0": 6}.get(kind, 2)            # bytes before the codes
-    raw = blocks.cpu().numpy().reshape(-1, head + (32 if bits == 8 else 16))
-    numbers = lambda a: np.ascontiguousarray(a).view("<f2").astype(np.float32)
-    scale, codes = numbers(raw[:, :2]), np.ascontiguousarray(raw[:, head:])
-    if bits == 8:
-        values = codes.view(np.int8).astype(np.float32) * scale
-    else:
-        codes = np.concatenate((codes & 15, codes >> 4), axis=1)
-        if bits == 5:
-            codes |= np.unpackbits(raw[:, 2:6], axis=1, bitorder="little") << 4
-        if kind == "Q4_1":
-            values = codes * scale + numbers(raw[:, 2:4])
-        else:
-            values = scale * (codes.astype(np.float32) - 2 ** (bits - 1))
-    return torch.from_numpy(values.reshape(len(blocks), -1))
+# %% ../nbs/80_quantization.ipynb #getattr
+__getattr__ = old_names(__name__, from_blocks="gguf_file")
 
 # %% ../nbs/80_quantization.ipynb #outliers
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from .chat import chat_example, has_markers
 from minigpt.checkpoint import (
     check_plain,
     fingerprint,
+    is_gguf,
     model_path,
     only_run,
     save_model,
@@ -208,10 +209,11 @@ def load_examples(
 def is_theirs(
     base: str | None,         # as `load` takes it
 ) -> bool:
-    "Whether a model comes from a Hugging Face checkpoint, and goes back into one."
+    "Whether a model is of another library, and is written as a Hugging Face checkpoint."
     path = model_path(base)
     config = path / "config.json"
-    return not path.exists() or config.is_file() and "architectures" in read_json(config)
+    return is_gguf(path) or not path.exists() \
+        or config.is_file() and "architectures" in read_json(config)
 
 
 def fitting(
@@ -328,7 +330,8 @@ def save_tuned(
     elif not (folder / "config.json").is_file():      # it comes last: without it, none is whole
         for unfinished in folder.glob("model*.safetensors"):
             unfinished.unlink()
-        for name in ("generation_config.json", "chat_template.jinja"):
+        beside = ("generation_config.json", "chat_template.jinja")
+        for name in () if is_gguf(tuning.base) else beside:
             source = checkpoint_folder(tuning.base) / name
             if source.is_file():
                 write_whole(folder / name, partial(shutil.copyfile, source))

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from .checkpoint import check_plain, load_model, write_whole
+from .checkpoint import check_plain, is_gguf, load_model, model_path, write_whole
 from .config import ModelConfig, RopeScaling, check_numbers, later
 from .model import GPT
 from .tokenizer import Tokenizer, join_surrogates, printable_bytes
@@ -450,26 +450,30 @@ class HuggingFaceTokenizer:
 
     def __init__(
         self,
-        path: str | Path,                   # their tokenizer.json
+        path: str | Path | bytes | dict,    # their tokenizer.json, or what would stand in it
         stop_ids: Iterable[int] = (),       # ids that end a text
         about: dict | None = None,          # their tokenizer_config.json
         n_rows: int | None = None,          # of the model's embedding; None: one for each token
     ):
+        where = path if isinstance(path, str | Path) else "the vocabulary"
         try:
             from tokenizers import Tokenizer as Engine
         except ImportError as e:
-            raise ValueError(f"{path} needs the package tokenizers; "
+            raise ValueError(f"{where} needs the package tokenizers; "
                              "pip install minigpt[hub]") from e
-        self.raw, self.about = Path(path).read_bytes(), about or {}
+        self.about = about or {}
+        self.raw = (json.dumps(path, ensure_ascii=False).encode() if isinstance(path, dict)
+                    else path if isinstance(path, bytes) else Path(path).read_bytes())
         try:
             self.engine = Engine.from_str(self.raw.decode("utf-8"))
         except Exception as e:                       # the library raises nothing more precise
-            raise ValueError(f"{path} is no tokenizer.json ({e}); fetch it again") from e
-        if (json.loads(self.raw).get("model") or {}).get("dropout"):
-            raise ValueError(f"{path} leaves out merges at random (dropout); set that to null")
+            raise ValueError(f"{where} is no tokenizer.json ({e}); fetch it again") from e
+        spec = path if isinstance(path, dict) else json.loads(self.raw)
+        if (spec.get("model") or {}).get("dropout"):
+            raise ValueError(f"{where} leaves out merges at random (dropout); set that to null")
         self.engine.no_truncation()                  # a file may ask for both
         self.engine.no_padding()
-        self.by_bytes = "ByteLevel" in json.dumps(json.loads(self.raw).get("decoder") or {})
+        self.by_bytes = "ByteLevel" in json.dumps(spec.get("decoder") or {})
         self.byte = {letter: b for b, letter in printable_bytes().items()}
         added = self.engine.get_added_tokens_decoder()
         self.added = {i: token.content for i, token in added.items()}
@@ -665,10 +669,12 @@ def from_huggingface(
 
 # %% ../nbs/60_real_weights.ipynb #open-model
 def open_model(
-    path: str | Path | None = None,         # a folder or file of ours, or a Hugging Face folder
-    dtype: torch.dtype = torch.float32,     # of the weights in memory, for the latter
+    path: str | Path | None = None,         # of ours, a Hugging Face folder, or a .gguf file
+    dtype: torch.dtype = torch.float32,     # of the weights in memory, for the last two
 ) -> tuple[GPT, Tokenizer | HuggingFaceTokenizer]:      # None: the shipped model
     "Open whichever it is. A ValueError says what is missing."
+    if is_gguf(path):
+        return later("gguf_file").open_gguf(model_path(path), dtype)
     config = Path(path or "") / "config.json"
     if path is None or not config.is_file() or "architectures" not in read_json(config):
         return load_model(path)

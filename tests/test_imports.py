@@ -43,7 +43,8 @@ def imports(name):
 
 AHEAD = {"position": {"long_context"}, "block": {"efficient_attention", "moe"},      # who looks
          "model": {"inference"}, "training": {"moe"}, "inference": {"weights"},      # where to
-         "weights": {"chat"}, "checkpoint": {"quantization", "weights"},
+         "weights": {"chat", "gguf_file"},
+         "checkpoint": {"quantization", "weights", "gguf_file"},
          "decoder": {"quantization"}}
 
 
