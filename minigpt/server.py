@@ -443,7 +443,7 @@ class Desk:
         self.grammars: dict[str, Constraint] = {}
         size = min(tokenizer.vocab_size, model.cfg.vocab_size)
         markers = set() if self.format is None else {
-            i for i in self.format.markers - self.format.stop_ids if i < size}     # no words in a turn
+            i for i in self.format.markers - self.format.stop_ids if i < size}     # no words
         call = {tokenizer.special[CALL]} if self.calls else set()
         self.bans = {may_call: [without(sorted(ids))] if ids else []
                      for may_call, ids in ((False, markers), (True, markers - call))}

@@ -589,7 +589,10 @@ def open_tokenizer(
         end = more[0].get("eos_token_id", their.get("eos_token_id"))
         stop_ids = [i for i in (end if isinstance(end, list) else [end]) if isinstance(i, int)]
         about, file = more[1], folder / "chat_template.jinja"    # newer folders have it apart
-        about |= {"chat_template": file.read_text("utf-8")} if file.is_file() else {}
+        try:
+            about |= {"chat_template": file.read_text("utf-8-sig")} if file.is_file() else {}
+        except (OSError, ValueError) as e:
+            raise ValueError(f"{file} is no text ({e}); fetch it again") from e
         return HuggingFaceTokenizer(folder / "tokenizer.json", stop_ids, about, n_rows)
     return tokenizer
 

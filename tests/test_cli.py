@@ -32,8 +32,8 @@ OPTIONS = {"generate": SAMPLING, "ask": SAMPLING, "tokenize": ("--checkpoint",),
            "finetune": ("--checkpoint", "--data", "--out", "--resume", "--steps", "--epochs",
                         "--lr", "--batch-size", "--context-length", "--skip-long", "--replay",
                         "--replay-share", "--freeze-all-but", "--seed", "--device"),
-           "chat": ("--checkpoint", "--system", "--load", "--temperature", "--top-p", "--seed",
-                    "--max-tokens"),
+           "chat": ("--checkpoint", "--system", "--load", "--chat-template", "--temperature",
+                    "--top-p", "--seed", "--max-tokens"),
            "export": ("--to", "--out", "--type", "--cache"),
            "recipes": (), "eval": ("--checkpoint", "--tasks", "--n", "--seed", "--out"),
            "prompts": ("--checkpoint", "--questions", "--n", "--seed", "--max-tokens", "--stop",
@@ -185,6 +185,7 @@ chat --temperature -1 -> -1
 chat --top-p 0 -> 0
 chat --max-tokens 0 -> 0
 chat --load {nowhere} -> {nowhere}
+chat --chat-template {nowhere} -> {nowhere}
 chat --load {void.txt} -> {void.txt}
 chat Hello -> Hello
 tokenize x --checkpoint {speechless} -> {speechless}

@@ -17,8 +17,8 @@ TREES = {name: ast.parse(source) for name, source in SOURCES.items()}
 NEEDS = {"torch", "numpy", "safetensors", "tiktoken", "regex", "tqdm",     # regex is tiktoken's
          "filelock", "threadpoolctl"}
 ON_DEMAND = {"weights": {"tokenizers", "huggingface_hub"}, "constrained": {"llguidance"},
-             "data": {"datasets"}, "evaluation": {"lm_eval"}, "export": {"onnx"}, "chat": {"jinja2"},
-             "server": {"starlette", "uvicorn", "prometheus_client"}}
+             "data": {"datasets"}, "evaluation": {"lm_eval"}, "export": {"onnx"},
+             "chat": {"jinja2"}, "server": {"starlette", "uvicorn", "prometheus_client"}}
 each_module = pytest.mark.parametrize("name", sorted(SOURCES))
 
 
