@@ -23,6 +23,7 @@ import torch
 from minigpt.cache import KVCache
 from minigpt.checkpoint import load_model, save_model
 from minigpt.config import GPT2, ModelConfig
+from minigpt.gguf_file import from_blocks
 from minigpt.inference import generate_ids
 from minigpt.loss import document_loss
 from minigpt.model import GPT
@@ -30,7 +31,6 @@ from minigpt.quantization import (
     Quantization,
     QuantizedKVCache,
     dequantize_model,
-    from_blocks,
     joined_codes,
     model_bits,
     quantize_model,

@@ -117,11 +117,14 @@ def info_command(args: argparse.Namespace) -> None:
     from minigpt.checkpoint import is_gguf, model_folder, model_path
     from minigpt.sizes import count_parameters
     from minigpt.weights import open_model
-    if is_gguf(args.checkpoint):
-        return print_gguf(model_path(args.checkpoint))
-    model, _ = open_model(args.checkpoint)
-    folder = model_folder(args.checkpoint)
-    print(args.checkpoint or folder)
+    if args.model and args.checkpoint:
+        raise ValueError(f"{args.model} and --checkpoint {args.checkpoint}: one model at a time")
+    checkpoint = args.model or args.checkpoint
+    if is_gguf(checkpoint):
+        return print_gguf(model_path(checkpoint))
+    model, _ = open_model(checkpoint)
+    folder = model_folder(checkpoint)
+    print(checkpoint or folder)
     for part, n in count_parameters(model.cfg).items():
         print(f"  {part:34} {n:12,} parameters")
     for name, value in [*vars(model.cfg).items(), ("d_head", model.cfg.d_head)]:
@@ -888,8 +891,8 @@ def build_parser() -> Parser:     # knows every command and option
         sub.set_defaults(action=action)
         if model:
             sub.add_argument("--checkpoint", metavar="PATH", help="a folder or file that train "
-                             "wrote, or a Hugging Face checkpoint; the model that comes with the "
-                             "package by default")
+                             "wrote, a Hugging Face checkpoint, a .gguf file, or a model's name, "
+                             "such as smollm2; the model that comes with the package by default")
         return sub
 
     for name, action, text, max_tokens, t in (
@@ -921,12 +924,13 @@ def build_parser() -> Parser:     # knows every command and option
 
     sub = command("tokenize", tokenize_command, "Show the tokens of a text.")
     sub.add_argument("prompt", help="the text, in quotes; - reads it from standard input")
-    command("info", info_command, "Show a model's shape, size and origin; or a .gguf file's.")
+    sub = command("info", info_command, "Show a model's shape, size and origin; or a .gguf file's.")
+    sub.add_argument("model", nargs="?", metavar="CHECKPOINT", help="the same as --checkpoint")
 
     sub = command("export", export_command, "Write a model for another program.", False)
     sub.add_argument("model", nargs="?", metavar="CHECKPOINT", help="a folder or file that train "
-                     "wrote, a Hugging Face checkpoint, or the name of a model that comes with the "
-                     "package; the first of those by default")
+                     "wrote, a Hugging Face checkpoint, a .gguf file, or the name of a model that "
+                     "comes with the package; the first of those by default")
     sub.add_argument("--to", choices=("huggingface", "onnx", "gguf"), required=True,
                      help="a folder for transformers, one for ONNX Runtime, or a file for "
                      "llama.cpp")
@@ -971,8 +975,8 @@ def build_parser() -> Parser:     # knows every command and option
 
     sub = command("serve", serve_command, "Serve a model over HTTP, as OpenAI's API has it.", False)
     sub.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="a folder or file that "
-                     "train wrote, a Hugging Face checkpoint, or the name of a model that comes "
-                     "with the package (default: chat)")
+                     "train wrote, a Hugging Face checkpoint, a .gguf file, or a model's name, "
+                     "such as smollm2 (default: chat)")
     for option, kind, default, meaning in (
             ("--host", str, "127.0.0.1", "who may reach it; 0.0.0.0: other machines, too"),
             ("--port", int, 8000, "where it listens; 0 takes a free one"),
@@ -1000,8 +1004,8 @@ def build_parser() -> Parser:     # knows every command and option
 
     sub = command("quantize", quantize_command, "Write a model in few bits a weight.", False)
     sub.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder or file that train wrote, "
-                     "a Hugging Face checkpoint, or a model of the package: tinytown, chat, sums, "
-                     "agent")
+                     "a Hugging Face checkpoint, a .gguf file, or a model of the package: "
+                     "tinytown, chat, sums, agent")
     sub.add_argument("--bits", type=int, default=4, help="of a weight, 2 to 8 (default: 4)")
     sub.add_argument("--group", metavar="N", help="columns that share a scale; or row, or tensor "
                      "(default: 32; with 8 bits row)")

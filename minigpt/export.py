@@ -31,8 +31,8 @@ from torch import Tensor
 from .chat import find_template
 from .checkpoint import SHIPPED, check_plain, write_whole
 from .config import ModelConfig, old_names
-from .gguf_file import ALIGNMENT, BLOCKS, GPT2_SPLIT, PRE_TOKENIZERS, gguf_layout
-from .gguf_file import joined_shape, turns_neighbours
+from .gguf_file import ALIGNMENT, BLOCKS, GPT2_SPLIT, PRE_TOKENIZERS, SPLIT_LIKE
+from .gguf_file import gguf_layout, joined_shape, turns_neighbours
 from .inference import AnyTokenizer, load
 from .long_context import stretched_frequencies
 from .model import GPT
@@ -164,8 +164,8 @@ def gguf_tensors(
     return tensors
 
 # %% ../nbs/81_export.ipynb #qwen2-split
-SPLITS = {(PATTERN,): "qwen2"} | {cuts: name for name, cuts in PRE_TOKENIZERS.items()}
-                                 # pattern -> llama.cpp's name
+SPLITS = {(PATTERN,): "qwen2"} | {PRE_TOKENIZERS[name]: name for name in SPLIT_LIKE}
+                                 # patterns that cut, one after another -> llama.cpp's name
 
 
 def one_merge_each(
@@ -186,26 +186,24 @@ def split_name(
     spec: dict,             # a tokenizer.json
 ) -> str:                   # of llama.cpp's pre-tokenizers
     "Who cuts texts as this one does. A ValueError says that nobody does."
-    whole = spec.get("pre_tokenizer") or {}
-    parts, cuts = whole.get("pretokenizers", [whole]), []
-    if any(part.get("add_prefix_space") for part in parts):
-        raise ValueError("the tokenizer puts a space before every text (add_prefix_space), "
-                         "which llama.cpp does not; GGUF cannot hold it")
-    for part in parts:
-        match part:
-            case {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated"}:
-                cuts.append(regex)
-            case {"type": "Digits", "individual_digits": True}:
-                cuts.append(r"\p{N}")
-            case {"type": "ByteLevel"}:
-                cuts += [GPT2_SPLIT] if part.get("use_regex", True) else []
-            case _:
-                cuts.append(str(part.get("type", "nothing")))
-    found = SPLITS.get(tuple(cuts))
-    if found is None:
-        raise ValueError(f"the tokenizer cuts texts by {cuts!s:.120}, which llama.cpp "
-                         "has no name for; GGUF cannot hold it")
-    return found
+    whole, cuts = spec.get("pre_tokenizer") or {}, []
+    for part in whole.get("pretokenizers", [whole]):
+        if part.get("add_prefix_space"):
+            raise ValueError("the tokenizer puts a space before every text (add_prefix_space), "
+                             "which llama.cpp does not; GGUF cannot hold it")
+        rule = part.get("behavior"), bool(part.get("invert"))
+        if part.get("type") == "ByteLevel":
+            cuts += [GPT2_SPLIT] if part.get("use_regex", True) else []
+        elif part.get("type") == "Digits" and part.get("individual_digits"):
+            cuts.append(r"\p{N}")
+        elif rule in (("Isolated", False), ("Removed", True)) and "Regex" in part["pattern"]:
+            cuts.append(part["pattern"]["Regex"])
+        else:
+            cuts.append(str(part))
+    if tuple(cuts) not in SPLITS:
+        raise ValueError(f"the tokenizer cuts texts by {cuts!s:.120}, which llama.cpp has no name "
+                         "for; GGUF cannot hold it")
+    return SPLITS[tuple(cuts)]
 
 
 def joins_accents(
@@ -670,4 +668,4 @@ def export(
 __getattr__ = old_names(
     __name__, SCALARS="gguf_file", MAX_HEADER="gguf_file", MAX_VALUES="gguf_file",
     GGUFInfo="gguf_file", Header="gguf_file", gguf_info="gguf_file", read_header="gguf_file",
-    GGUF_NAMES="gguf_file", gguf_name="gguf_file")
+    GGUF_NAMES="gguf_file", gguf_name="gguf_file", QWEN2_SPLIT="gguf_file")

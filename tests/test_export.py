@@ -26,13 +26,13 @@ from minigpt.export import (
     GGUFTensor,
     as_stored,
     export,
-    gguf_info,
     onnx_model,
     to_gguf,
     to_onnx,
     to_transformers,
     write_gguf,
 )
+from minigpt.gguf_file import gguf_info
 from minigpt.inference import complete_batch, generate_ids, load
 from minigpt.model import GPT
 from minigpt.sampling import temperature

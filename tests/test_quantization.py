@@ -27,6 +27,7 @@ from minigpt.checkpoint import (
 )
 from minigpt.config import ModelConfig
 from minigpt.decoder import Decoder, choose_layout, decoder_for
+from minigpt.gguf_file import from_blocks
 from minigpt.inference import complete_batch, generate, generate_ids
 from minigpt.lora import add_lora, lora_layers, merge, pack
 from minigpt.loss import cross_entropy
@@ -41,7 +42,6 @@ from minigpt.quantization import (
     code_product,
     dequantize_model,
     fold_scales,
-    from_blocks,
     gptq,
     layer_error,
     model_bits,
