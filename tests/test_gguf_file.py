@@ -660,6 +660,18 @@ def test_the_stretch_of_llama_3_is_found_from_its_factors(stretch, d_head, theta
     assert found == stretch
 
 
+def test_the_factors_that_llama_cpp_computes_are_understood():
+    "By its converter's rule, in float64: by wavelength, and between two of them a ramp."
+    for factor, length, d_head in ((8.0, 8192, 128), (32.0, 8192, 64)):
+        wavelengths = 2 * np.pi * 500_000.0 ** (np.arange(0, d_head, 2) / d_head)
+        smooth = (length / wavelengths - 1) / 3
+        ramp = 1 / ((1 - smooth) / factor + smooth)
+        factors = np.where(wavelengths > length, factor, ramp)
+        factors[wavelengths < length / 4] = 1
+        found = find_llama3(torch.from_numpy(factors).float(), d_head, 500_000.0)
+        assert found == RopeScaling("llama3", factor, length, 1.0, 4.0)
+
+
 def test_halves_are_what_neighbours_were():
     from minigpt.export import to_neighbours
     rows = torch.randn(24, 3)
@@ -734,13 +746,15 @@ def test_ten_thousand_damaged_files_open_or_are_refused(small, tmp_path):
     raw, (facts, tensors) = small
     rng, path, start = random.Random(0), tmp_path / "a.gguf", tensors[0].offset
     table = [(t.name, t.shape, 0, t.offset - start) for t in tensors]
+    words = range(raw.index(b"ggml.tokens"), raw.index(b"ggml.token_type"))      # most of the header
+    places = [at for at in range(start) if at not in words or at % 16 == 0]
     opened = 0
     for n in range(10_000):
         kind = n % 5
         if kind < 2:                                      # bytes of the header
             changed = bytearray(raw)
             for _ in range(rng.choice((1, 1, 1, 4))):
-                at = rng.randrange(start)
+                at = rng.choice(places)
                 new = rng.choice((bytes([rng.randrange(256)]), b"\xff" * 8, b"\0" * 8,
                                   rng.randbytes(4), struct.pack("<Q", 2**rng.randrange(64))))
                 changed[at:at + len(new)] = new
