@@ -10,7 +10,7 @@ __all__ = ['ALIGNMENT', 'SCALARS', 'BLOCKS', 'MAX_HEADER', 'MAX_VALUES', 'LAYOUT
            'read_stretch', 'find_llama3', 'read_facts', 'read_rope_facts', 'check_extent', 'gguf_name', 'gguf_layout',
            'joined_shape', 'turns_neighbours', 'Unfilled', 'check_layout', 'to_halves', 'read_rows', 'fill_from_gguf',
            'Words', 'read_words', 'byte_level', 'sentence_piece', 'gguf_tokenizer', 'start_marker',
-           'open_gguf_tokenizer', 'open_gguf', 'read_llama3']
+           'open_gguf_tokenizer', 'one_line', 'open_gguf', 'read_llama3']
 
 # %% ../nbs/65_gguf_file.ipynb #imports
 import math
@@ -785,7 +785,12 @@ def open_gguf_tokenizer(
     try:
         return gguf_tokenizer(facts, table.shape[0])
     except ValueError as e:
-        raise ValueError(f"{path}: {e}") from e
+        raise ValueError(f"{path}: {one_line(e)}") from e
+
+
+def one_line(e: Exception) -> str:
+    "What is wrong, without what a file might do to a terminal: its names can hold anything."
+    return "".join(letter if letter.isprintable() else "?" for letter in str(e)[:500])
 
 
 def open_gguf(
@@ -804,7 +809,7 @@ def open_gguf(
         with torch.device("meta"), Unfilled():
             model = GPT(cfg)                                 # shapes, and no memory
     except (ValueError, ArithmeticError) as e:
-        raise ValueError(f"{path}: {e}") from e
+        raise ValueError(f"{path}: {one_line(e)}") from e
     fill_from_gguf(model, Path(path), architecture, tensors, dtype)
     return model.eval(), tokenizer
 

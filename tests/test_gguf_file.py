@@ -5,6 +5,7 @@ Oracles: gguf (blocks, files), transformers (logits, tokens), llama.cpp inside x
 import json
 import math
 import random
+import re
 import struct
 import sys
 import unicodedata
@@ -622,6 +623,13 @@ def test_biases_of_queries_keys_and_values_are_turned_with_their_rows(tmp_path, 
     assert open_gguf(path)[0].cfg.qkv_bias
 
 
+def test_a_name_cannot_speak_to_the_terminal(tmp_path, tokenizer):
+    for key in ("llama.\x1b[2J\n", "tokenizer.ggml.\x1b[2J\r\n\u202e"):
+        with pytest.raises(ValueError, match=re.escape("[2J")) as caught:
+            open_gguf(changed_file(tmp_path / "a.gguf", tokenizer, {key: 1}))
+        assert str(caught.value).isprintable()
+
+
 def test_tensors_that_do_not_belong_are_named(tmp_path, tokenizer):
     def rename(old, new):
         return lambda parts: [t._replace(name=new if t.name == old else t.name) for t in parts]
@@ -729,7 +737,8 @@ def packed(value):
 def file_of(facts, table, numbers):
     "Facts, (name, shape, number of the type, offset) of each tensor, and what lies behind."
     head = struct.pack("<4sIQQ", b"GGUF", 3, len(table), len(facts))
-    head += b"".join(gguf_string(key) + packed(value) for key, value in facts.items())
+    head += b"".join(gguf_string(key) + (value if isinstance(value, bytes) else packed(value))
+                     for key, value in facts.items())
     for name, shape, number, offset in table:
         head += gguf_string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1],
                                                 number, offset)
@@ -746,9 +755,9 @@ def test_ten_thousand_damaged_files_open_or_are_refused(small, tmp_path):
     raw, (facts, tensors) = small
     rng, path, start = random.Random(0), tmp_path / "a.gguf", tensors[0].offset
     table = [(t.name, t.shape, 0, t.offset - start) for t in tensors]
-    words = range(raw.index(b"ggml.tokens"), raw.index(b"ggml.token_type"))      # most of the header
+    words = range(raw.index(b"ggml.tokens"), raw.index(b"ggml.token_type"))   # most of the head
     places = [at for at in range(start) if at not in words or at % 16 == 0]
-    opened = 0
+    sound, opened = {key: packed(value) for key, value in facts.items()}, 0
     for n in range(10_000):
         kind = n % 5
         if kind < 2:                                      # bytes of the header
@@ -760,7 +769,7 @@ def test_ten_thousand_damaged_files_open_or_are_refused(small, tmp_path):
                 changed[at:at + len(new)] = new
         elif kind < 4:                                    # facts that are something else
             key = rng.choice(list(facts))
-            some, value = dict(facts), rng.choice([*HOSTILE_VALUES, *facts.values()])
+            some, value = dict(sound), rng.choice([*HOSTILE_VALUES, *facts.values()])
             if isinstance(facts[key], list) and rng.random() < 0.7:
                 value = list(facts[key])
                 value[rng.randrange(len(value))] = rng.choice(value)
@@ -778,7 +787,7 @@ def test_ten_thousand_damaged_files_open_or_are_refused(small, tmp_path):
                                for _ in range(rng.randrange(4))),
                          rng.choice((0, 1, 2, 8, 12, 14, 30, 99)),
                          rng.choice((0, 32, 64, 2**20, 2**63, 31)))[what]
-            changed = file_of(facts, rows, raw[start:])
+            changed = file_of(sound, rows, raw[start:])
         opened += opens_or_refuses(path, bytes(changed))
     assert 300 < opened < 9000
 
