@@ -10,7 +10,7 @@ __all__ = ['ALIGNMENT', 'SCALARS', 'BLOCKS', 'MAX_HEADER', 'MAX_VALUES', 'LAYOUT
            'from_blocks', 'Facts', 'read_stretch', 'find_llama3', 'read_facts', 'read_rope_facts', 'check_extent',
            'gguf_name', 'gguf_layout', 'joined_shape', 'turns_neighbours', 'Unfilled', 'check_layout', 'to_halves',
            'read_rows', 'fill_from_gguf', 'Words', 'read_words', 'byte_level', 'sentence_piece', 'gguf_tokenizer',
-           'start_marker', 'open_gguf_tokenizer', 'open_gguf', 'read_llama3', 'recorded']
+           'start_marker', 'open_gguf_tokenizer', 'one_line', 'open_gguf', 'read_llama3', 'recorded']
 
 # %% ../nbs/66_gguf_file.ipynb #imports
 import json
@@ -247,12 +247,13 @@ def dequantize(
     if kind not in LAYOUTS:
         raise ValueError(f"kind={kind!r} is unknown; minigpt reads {', '.join(LAYOUTS)}")
     blocks = np.ascontiguousarray(raw).reshape(-1).view(LAYOUTS[kind])
-    if kind in ("f32", "f16"):
-        values = blocks["number"].astype(np.float32)
-    elif kind == "bf16":
-        values = (blocks["upper"].astype(np.uint32) << 16).view(np.float32)
-    else:
-        values = super_blocks(blocks, kind) if kind.endswith("_k") else small_blocks(blocks)
+    with np.errstate(all="ignore"):              # a scale may be infinite, and that is the file's
+        if kind in ("f32", "f16"):
+            values = blocks["number"].astype(np.float32)
+        elif kind == "bf16":
+            values = (blocks["upper"].astype(np.uint32) << 16).view(np.float32)
+        else:
+            values = super_blocks(blocks, kind) if kind.endswith("_k") else small_blocks(blocks)
     return values.reshape(len(raw), -1)
 
 
@@ -564,10 +565,14 @@ def read_rows(
     "Turn bytes into numbers, some rows at a time."
     found = torch.empty(shape, dtype=dtype)
     rows = found.view(len(raw), -1)
+    plain = rows.numpy() if dtype == torch.float32 else None       # the same memory
     step = max(1, 2**18 // rows.shape[1])
     for i in range(0, len(raw), step):
-        part = raw[i:i + step] if order is None else raw[order[i:i + step]]
-        rows[i:i + step] = torch.from_numpy(dequantize(part, kind))
+        part = dequantize(raw[i:i + step] if order is None else raw[order[i:i + step]], kind)
+        if plain is not None:
+            plain[i:i + step] = part
+        else:
+            rows[i:i + step] = torch.from_numpy(part)
     return found
 
 
@@ -704,8 +709,8 @@ def sentence_piece(
         raise ValueError("tokenizer.ggml.add_space_prefix is neither true nor false, or the "
                          "unknown_token_id is no token's")
     own = {token: i for i, token in enumerate(words.tokens) if words.types[i] in (1, 4)}
-    if max(map(len, own), default=0) > 512:
-        raise ValueError("it holds a token of more than 512 letters; such are no words")
+    if max(map(len, own), default=0) > 128:
+        raise ValueError("it holds a token of more than 128 letters; such are no words")
     pairs = [(-scores[i], own[token[:at]], own[token[at:]], token[:at], token[at:])
              for token, i in own.items() for at in range(1, len(token))
              if token[:at] in own and token[at:] in own]
@@ -783,7 +788,12 @@ def open_gguf_tokenizer(
     try:
         return gguf_tokenizer(facts, table.shape[0])
     except ValueError as e:
-        raise ValueError(f"{path}: {e}") from e
+        raise ValueError(f"{path}: {one_line(e)}") from e
+
+
+def one_line(e: Exception) -> str:
+    "What is wrong, without what a file might do to a terminal: its names can hold anything."
+    return "".join(letter if letter.isprintable() else "?" for letter in str(e)[:500])
 
 
 def open_gguf(
@@ -802,7 +812,7 @@ def open_gguf(
         with torch.device("meta"), Unfilled():
             model = GPT(cfg)                                 # shapes, and no memory
     except (ValueError, ArithmeticError) as e:
-        raise ValueError(f"{path}: {e}") from e
+        raise ValueError(f"{path}: {one_line(e)}") from e
     fill_from_gguf(model, Path(path), architecture, tensors, dtype)
     return model.eval(), tokenizer
 

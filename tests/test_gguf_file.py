@@ -5,6 +5,7 @@ Oracles: gguf (blocks, files), transformers (logits, tokens), llama.cpp inside x
 import json
 import math
 import random
+import re
 import struct
 import sys
 import unicodedata
@@ -622,6 +623,13 @@ def test_biases_of_queries_keys_and_values_are_turned_with_their_rows(tmp_path, 
     assert open_gguf(path)[0].cfg.qkv_bias
 
 
+def test_a_name_cannot_speak_to_the_terminal(tmp_path, tokenizer):
+    for key in ("llama.\x1b[2J\n", "tokenizer.ggml.\x1b[2J\r\n\u202e"):
+        with pytest.raises(ValueError, match=re.escape("[2J")) as caught:
+            open_gguf(changed_file(tmp_path / "a.gguf", tokenizer, {key: 1}))
+        assert str(caught.value).isprintable()
+
+
 def test_tensors_that_do_not_belong_are_named(tmp_path, tokenizer):
     def rename(old, new):
         return lambda parts: [t._replace(name=new if t.name == old else t.name) for t in parts]
@@ -658,6 +666,18 @@ def test_the_stretch_of_llama_3_is_found_from_its_factors(stretch, d_head, theta
     torch.testing.assert_close(stretched_frequencies(d_head, theta, found)[0], slow, rtol=2e-5,
                                atol=0)
     assert found == stretch
+
+
+def test_the_factors_that_llama_cpp_computes_are_understood():
+    "By its converter's rule, in float64: by wavelength, and between two of them a ramp."
+    for factor, length, d_head in ((8.0, 8192, 128), (32.0, 8192, 64)):
+        wavelengths = 2 * np.pi * 500_000.0 ** (np.arange(0, d_head, 2) / d_head)
+        smooth = (length / wavelengths - 1) / 3
+        ramp = 1 / ((1 - smooth) / factor + smooth)
+        factors = np.where(wavelengths > length, factor, ramp)
+        factors[wavelengths < length / 4] = 1
+        found = find_llama3(torch.from_numpy(factors).float(), d_head, 500_000.0)
+        assert found == RopeScaling("llama3", factor, length, 1.0, 4.0)
 
 
 def test_halves_are_what_neighbours_were():
@@ -717,7 +737,8 @@ def packed(value):
 def file_of(facts, table, numbers):
     "Facts, (name, shape, number of the type, offset) of each tensor, and what lies behind."
     head = struct.pack("<4sIQQ", b"GGUF", 3, len(table), len(facts))
-    head += b"".join(gguf_string(key) + packed(value) for key, value in facts.items())
+    head += b"".join(gguf_string(key) + (value if isinstance(value, bytes) else packed(value))
+                     for key, value in facts.items())
     for name, shape, number, offset in table:
         head += gguf_string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1],
                                                 number, offset)
@@ -734,19 +755,21 @@ def test_ten_thousand_damaged_files_open_or_are_refused(small, tmp_path):
     raw, (facts, tensors) = small
     rng, path, start = random.Random(0), tmp_path / "a.gguf", tensors[0].offset
     table = [(t.name, t.shape, 0, t.offset - start) for t in tensors]
-    opened = 0
+    words = range(raw.index(b"ggml.tokens"), raw.index(b"ggml.token_type"))   # most of the head
+    places = [at for at in range(start) if at not in words or at % 16 == 0]
+    sound, opened = {key: packed(value) for key, value in facts.items()}, 0
     for n in range(10_000):
         kind = n % 5
         if kind < 2:                                      # bytes of the header
             changed = bytearray(raw)
             for _ in range(rng.choice((1, 1, 1, 4))):
-                at = rng.randrange(start)
+                at = rng.choice(places)
                 new = rng.choice((bytes([rng.randrange(256)]), b"\xff" * 8, b"\0" * 8,
                                   rng.randbytes(4), struct.pack("<Q", 2**rng.randrange(64))))
                 changed[at:at + len(new)] = new
         elif kind < 4:                                    # facts that are something else
             key = rng.choice(list(facts))
-            some, value = dict(facts), rng.choice([*HOSTILE_VALUES, *facts.values()])
+            some, value = dict(sound), rng.choice([*HOSTILE_VALUES, *facts.values()])
             if isinstance(facts[key], list) and rng.random() < 0.7:
                 value = list(facts[key])
                 value[rng.randrange(len(value))] = rng.choice(value)
@@ -764,7 +787,7 @@ def test_ten_thousand_damaged_files_open_or_are_refused(small, tmp_path):
                                for _ in range(rng.randrange(4))),
                          rng.choice((0, 1, 2, 8, 12, 14, 30, 99)),
                          rng.choice((0, 32, 64, 2**20, 2**63, 31)))[what]
-            changed = file_of(facts, rows, raw[start:])
+            changed = file_of(sound, rows, raw[start:])
         opened += opens_or_refuses(path, bytes(changed))
     assert 300 < opened < 9000
 
