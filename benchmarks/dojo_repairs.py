@@ -104,8 +104,8 @@ WRONG = {
     "gradients not cleared": [
         (rate("0.01", "0.003"),),
         ((BATCH, "            model.zero_grad()\n" + BATCH),),
-        (("        for m in range(MICRO)",
-          "        if n % 10 == 0:\n            model.zero_grad()\n        for m in range(MICRO)"),)],
+        (("        for m in range",
+          "        if n % 10 == 0:\n            model.zero_grad()\n        for m in range"),)],
     "shifted twice": [
         (rate("0.01", "0.005"),), (("n_layer=2, n_head", "n_layer=3, n_head"),),
         (("[:, 2:]", "[:, :-2]"),)],
