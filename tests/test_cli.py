@@ -38,6 +38,7 @@ OPTIONS = {"generate": SAMPLING, "ask": SAMPLING, "tokenize": ("--checkpoint",),
            "recipes": (), "eval": ("--checkpoint", "--tasks", "--n", "--seed", "--out"),
            "prompts": ("--checkpoint", "--questions", "--n", "--seed", "--max-tokens", "--stop",
                        "--examples", "--shots", "--choose", "--show", "--out"),
+           "dojo": (), "doctor": ("--floor",),
            "zoo": ("--cure", "--seed", "--steps"),
            "serve": ("--host", "--port", "--max-batch-size", "--max-waiting", "--max-tokens",
                      "--max-body", "--deadline", "--patience", "--drain", "--device", "--dtype",
@@ -251,6 +252,16 @@ quantize {saved} --out {new} --text {text.txt} -> --method
 quantize {saved} --out {new} --method gptq --text {nowhere} -> {nowhere}
 quantize {saved} --out {new} --method gptq --text {latin.txt} -> {latin.txt}
 quantize {saved} --out {new} --method awq --text {short.txt} -> tokens
+dojo start 0 {new} -> no exercise 0
+dojo start few {new} -> few
+dojo start 1 {full} -> is not empty
+dojo start 1 -> folder
+dojo check {full} -> holds no exercise
+dojo hint {nowhere} -> holds no exercise
+dojo teach {new} -> teach
+doctor {full} -> log.jsonl
+doctor {nowhere} -> log.jsonl
+doctor {full} --floor low -> low
 zoo unicorn -> 'unicorn' is no animal of the zoo; choose from length, keyword
 zoo length --steps 0 -> steps=0
 zoo length --steps few -> few
@@ -372,6 +383,27 @@ def test_the_zoo_lists_its_animals_and_shows_one(run):
     lines = out.splitlines()
     assert code == 0 and errors == [] and ZOO["keyword"].cure in lines[1]
     assert [line.split()[0] for line in lines[-3:]] == ["steps", "0", "1"]
+
+
+def test_the_dojo_lists_starts_and_hints(run, tmp_path):
+    from minigpt.dojo import EXERCISES
+    code, out, errors = run("dojo", "start", 2, tmp_path / "two")
+    assert code == 0 and errors == [] and EXERCISES[1].report in out
+    code, out, errors = run("dojo", "hint", tmp_path / "two")
+    assert code == 0 and out == f"Hint 1 of 3: {EXERCISES[1].hints[0]}\n"
+    code, out, errors = run("dojo", "list", tmp_path)
+    lines = out.splitlines()
+    assert code == 0 and errors == [] and len(lines) == len(EXERCISES) + 1
+    assert [n for n, line in enumerate(lines, 1) if "begun" in line] == [2]
+    assert run("dojo")[0] == 0
+
+
+def test_the_doctor_names_what_looks_wrong_and_is_silent_otherwise(run, tmp_path):
+    for nan, says in (("NaN", "step 2: loss nan"), ("5.0", "")):
+        log = f'{{"step": 1, "loss": 6.0}}\n{{"step": 2, "loss": {nan}}}\n'
+        (tmp_path / "log.jsonl").write_text(log, encoding="utf-8")
+        code, out, errors = run("doctor", tmp_path)
+        assert code == 0 and errors == [] and bool(out) == bool(says) and says in out
 
 
 @posix
