@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROLES', 'Message', 'CHAT_TEMPLATE', 'PURSE', 'FREE', 'CHEAP', 'TEXTUAL', 'KINDS', 'COMPARES', 'WIDE', 'ChatFormat',
            'check_messages', 'check_question', 'chat_example', 'chat_ids', 'add_markers', 'add_chat_tokens',
-           'has_markers', 'find_template', 'Purse', 'sandbox', 'priced', 'priced_filters', 'price', 'render',
+           'has_markers', 'find_template', 'Purse', 'priced', 'priced_filters', 'price', 'sandbox', 'render',
            'inside_ids', 'as_text', 'template_ids', 'named_markers', 'MarkerFormat', 'TemplateFormat', 'chat_format',
            'replies', 'without_blank', 'open_messages', 'write_json', 'save_messages', 'turns_to_leave_out', 'Chat']
 
@@ -157,18 +157,18 @@ def find_template(
         found = next((t.get("template") for t in found if t.get("name") == "default"), None)
     return found if isinstance(found, str) else None
 
-# %% ../nbs/72_chat.ipynb #render
+# %% ../nbs/72_chat.ipynb #purse
 PURSE = 2_000_000         # letters and turns of loops, and a hundred for each letter said
 FREE = "abs attr count d default first float int last length".split()      # of filters
 CHEAP = """dictsort items list map reject rejectattr reverse select
     selectattr""".split()         # filters that look at no letters
 TEXTUAL = """capitalize e escape forceescape indent join lower max min replace safe sort string
-    striptags title tojson trim unique upper wordcount""".split()
+    title tojson trim unique upper wordcount""".split()
 KINDS = """boolean defined divisibleby even false float integer iterable mapping none number odd
     sameas sequence string true undefined""".split()             # tests that look at no letters
 COMPARES = "eq equalto == ne != gt greaterthan > ge >= lt lessthan < le <= in".split()
-WIDE = """center expandtabs format format_map ljust maketrans rjust to_bytes translate
-    zfill""".split()      # methods that make much of little
+WIDE = """center decode encode expandtabs format format_map ljust maketrans rjust to_bytes
+    translate zfill""".split()    # methods that make much of little, or take long
 
 
 class Purse:
@@ -226,50 +226,7 @@ class Purse:
         "Pay for a text in which something is to be replaced."
         self.spend(len(text) + text.count(old) * len(new))
 
-# %% ../nbs/72_chat.ipynb #sandbox
-def sandbox(
-    purse: Purse,
-) -> Any:               # an Environment of Jinja
-    "Where a template runs: no Python within reach, and everything has its price."
-    from jinja2 import TemplateError
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Room(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
-
-        def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-            return attr not in WIDE and super().is_safe_attribute(obj, attr, value)
-
-        def wrap_str_format(self, value: Any) -> None:
-            return None                              # it is one of the wide
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            purse.reckon(operator, left, right)
-            return super().call_binop(context, operator, left, right)
-
-        def call(__self, __context: Any, __obj: Any, *args: Any, **named: Any) -> Any:
-            owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
-            for value in (owner if isinstance(owner, (str, bytes, list, tuple)) else None,
-                          *args, *named.values()):
-                purse.pay(value, letters=False)
-            if isinstance(owner, (str, bytes)) and name == "join" and args:
-                args = (purse.join(args[0], owner), *args[1:])
-            elif isinstance(owner, (str, bytes)) and name == "replace" and len(args) > 1:
-                purse.replace(owner, *args[:2])
-            return super().call(__context, __obj, *args, **named)
-
-    def raise_exception(message: str) -> NoReturn:
-        raise TemplateError(message)
-    room = Room(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    room.filters = priced_filters(room.filters, purse)
-    room.tests = {name: room.tests[name] for name in KINDS} | {
-        name: priced(room.tests[name], purse) for name in COMPARES}
-    room.globals = {name: room.globals[name] for name in ("dict", "namespace", "range")}
-    room.globals |= {"raise_exception": raise_exception, "strftime_now": time.strftime}
-    return room
-
-
+# %% ../nbs/72_chat.ipynb #priced-filters
 def priced(f: Callable, purse: Purse, letters: bool = True) -> Callable:
     "The same function, which is paid for."
     first = int(hasattr(f, "jinja_pass_arg"))        # what Jinja itself hands over is free
@@ -317,6 +274,7 @@ def priced_filters(
     @pass_context
     def counted(context: Any, value: Any) -> Any:
         return purse.pay(value, letters=False)
+
     @pass_context
     def toll(context: Any, n: int) -> str:
         purse.spend(n)
@@ -327,7 +285,7 @@ def priced_filters(
         "join": join, "replace": replace, "indent": indent, "tojson": tojson, "paid": paid,
         "counted": counted, "toll": toll}
 
-
+# %% ../nbs/72_chat.ipynb #price
 def price(tree: Any) -> None:        # of Jinja; changed in place
     "Let a template pay for what it repeats, prints, compares and puts together."
     from jinja2 import TemplateSyntaxError, nodes
@@ -356,7 +314,50 @@ def price(tree: Any) -> None:        # of Jinja; changed in place
             if name.startswith("_"):
                 raise TemplateSyntaxError(f"the name {name!r} is not for templates", node.lineno)
 
+# %% ../nbs/72_chat.ipynb #sandbox
+def sandbox(
+    purse: Purse,
+) -> Any:               # an Environment of Jinja
+    "Where a template runs: no Python within reach, and everything has its price."
+    from jinja2 import TemplateError
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+    class Room(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
+
+        def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+            return attr not in WIDE and super().is_safe_attribute(obj, attr, value)
+
+        def wrap_str_format(self, value: Any) -> None:
+            return None                              # it is one of the wide
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            purse.reckon(operator, left, right)
+            return super().call_binop(context, operator, left, right)
+
+        def call(__self, __context: Any, __obj: Any, *args: Any, **named: Any) -> Any:
+            owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
+            for value in (owner if isinstance(owner, (str, bytes, list, tuple)) else None,
+                          *args, *named.values()):
+                purse.pay(value, letters=False)
+            if isinstance(owner, (str, bytes)) and name == "join" and args:
+                args = (purse.join(args[0], owner), *args[1:])
+            elif isinstance(owner, (str, bytes)) and name == "replace" and len(args) > 1:
+                purse.replace(owner, *args[:2])
+            return super().call(__context, __obj, *args, **named)
+
+    def raise_exception(message: str) -> NoReturn:
+        raise TemplateError(message)
+    room = Room(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    room.filters = priced_filters(room.filters, purse)
+    room.tests = {name: room.tests[name] for name in KINDS} | {
+        name: priced(room.tests[name], purse) for name in COMPARES}
+    room.globals = {name: room.globals[name] for name in ("dict", "namespace", "range")}
+    room.globals |= {"raise_exception": raise_exception, "strftime_now": time.strftime}
+    return room
+
+# %% ../nbs/72_chat.ipynb #render
 def render(
     template: str,                       # Jinja, as Hugging Face has it
     messages: Sequence[dict],
@@ -384,7 +385,7 @@ def render(
         raise ValueError(f"the chat template of this model does not take this conversation: "
                          f"{str(e)[:200]}") from e
 
-# %% ../nbs/72_chat.ipynb #as-text
+# %% ../nbs/72_chat.ipynb #template-ids
 def inside_ids(
     tokenizer: AnyTokenizer,
     text: str,
