@@ -223,7 +223,7 @@ EASY = (
     Exercise(
         "rate too high", "It stands still at 4",
         "The loss drops to 4.5 in the first steps, and there it stays, up and down, for most of "
-        "the run; it ends at 3.9. No nan, no explosion, the gradients look tame. At the end it samples the "
+        "the run; it ends at 3.9. No nan, no explosion, the gradients look tame. Samples are the "
         "commonest words in any order. The model must be too small for this text.",
         (("RATE, BATCH, MICRO = 0.01", "RATE, BATCH, MICRO = 0.1"),),
         "A plateau near the loss of counting single tokens, which gives way only where the "
