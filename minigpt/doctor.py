@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIN_ROWS', 'RULES', 'Finding', 'Log', 'as_log', 'not_a_number', 'begins_wrong', 'is_under_the_floor', 'has_no_warmup',
-           'is_asleep', 'stands_still', 'crawls', 'jumps', 'grows', 'disagrees', 'examine_log', 'doctor']
+           'is_asleep', 'gain', 'stands_still', 'crawls', 'jumps', 'grows', 'disagrees', 'examine_log', 'doctor']
 
 # %% ../nbs/48_doctor.ipynb #imports
 import math
@@ -148,19 +148,23 @@ def is_asleep(log: Log) -> Finding | None:
                    ("schedule stepped per micro-batch",), "41_optimizers.ipynb")
 
 
+def gain(log: Log) -> float:
+    "How much the loss falls in the middle of a run, while the rate is high: a share of it."
+    early, late = log.middle(log.loss, 0.2, 0.35), log.middle(log.loss, 0.45, 0.6)
+    return (early - late) / early
+
+
 def stands_still(log: Log) -> Finding | None:
-    "A loss that does not move while the rate is high, and has come nowhere."
+    "A loss that fell at first, hardly moves while the rate is high, and has come nowhere."
     n = len(log.loss)
-    if n < MIN_ROWS or log.steps[-1] < 100:
+    if n < MIN_ROWS or log.steps[-1] < 100 or gain(log) > 0.07 or log.end < 0.5 * log.loss[0]:
         return None
     early, late = log.middle(log.loss, 0.2, 0.35), log.middle(log.loss, 0.45, 0.6)
-    fell = log.loss[0] - early > 0.15 * log.loss[0]
-    if not fell or early - late > 0.03 * early or log.end < 0.4 * log.loss[0]:
+    if log.loss[0] - early < 0.15 * log.loss[0]:
         return None
     return Finding("The loss stands still while the rate is high.",
                    f"from step {log.steps[n // 5]} to {log.steps[n * 3 // 5]}: {early:.2f} to "
-                   f"{late:.2f}",
-                   ("rate too high", "gradients not cleared"), "42_training.ipynb")
+                   f"{late:.2f}", ("rate too high", "gradients not cleared"), "42_training.ipynb")
 
 
 def crawls(log: Log) -> Finding | None:
@@ -190,15 +194,15 @@ def jumps(log: Log) -> Finding | None:
 
 
 def grows(log: Log) -> Finding | None:
-    "Gradients that become longer and stay so."
-    if len(log.grad_norm) < MIN_ROWS or not all(map(math.isfinite, log.grad_norm)):
+    "Gradients that become longer at once and stay so, while the loss hardly falls."
+    if len(log.grad_norm) < MIN_ROWS or log.steps[-1] < 100 or log.steps[0] != 1:
         return None
-    first, late = median(log.grad_norm[:3]), log.middle(log.grad_norm, 0.3, 1.0)
-    if late < 2.5 * first or first <= 0:
+    first, later = log.grad_norm[0], log.middle(log.grad_norm, 0.03, 0.4)
+    if later < 1.4 * first or gain(log) > 0.12 or log.end < 0.4 * log.loss[0]:
         return None
-    return Finding("The gradients become longer and stay so.",
-                   f"norm {first:.2f} in the first steps, {late:.2f} later",
-                   ("gradients not cleared", "rate too high"), "42_training.ipynb")
+    return Finding("The gradients become longer, and the loss hardly falls.",
+                   f"norm {first:.2f} in the first step, {later:.2f} later; loss {log.end:.2f} at "
+                   "the end", ("gradients not cleared", "rate too high"), "42_training.ipynb")
 
 
 def disagrees(log: Log) -> Finding | None:

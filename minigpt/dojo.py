@@ -222,8 +222,8 @@ EASY = (
         "42_training.ipynb"),
     Exercise(
         "rate too high", "It stands still at 4",
-        "The loss drops to 4.7 in the first steps, and there it stays, up and down a little, for "
-        "the whole run. No nan, no explosion, the gradients look tame. At the end it samples the "
+        "The loss drops to 4.5 in the first steps, and there it stays, up and down, for most of "
+        "the run; it ends at 3.9. No nan, no explosion, the gradients look tame. Samples are the "
         "commonest words in any order. The model must be too small for this text.",
         (("RATE, BATCH, MICRO = 0.01", "RATE, BATCH, MICRO = 0.1"),),
         "A plateau near the loss of counting single tokens, which gives way only where the "
@@ -253,7 +253,7 @@ MIDDLE = (
         "41_optimizers.ipynb"),
     Exercise(
         "accumulation not divided", "The loss has doubled overnight",
-        "The run's loss is twice what it was: 13.3 at the start, 2.5 at the end. The strange "
+        "The run's loss is twice what it was: 13.3 at the start, 2.7 at the end. The strange "
         "thing is that validation is as good as ever. So the training text must have become "
         "harder, but nobody has touched it.",
         (('cross_entropy(model(inputs), targets, "sum") / sum(len(row) - 1 for row in rows)',
@@ -283,8 +283,8 @@ MIDDLE = (
         "29_data.ipynb"),
     Exercise(
         "future leaking through the mask", "The loss is zero, and it writes nonsense",
-        "Something that I would love to publish: 0.000 on training and on validation text after "
-        "200 steps, with a model of 120,000 weights. I have checked twice that no validation "
+        "Something that I would love to publish: 0.002 on training and on validation text after "
+        "300 steps, with a model of 120,000 weights. I have checked twice that no validation "
         "document is in the training text. Only its stories are random words.",
         ((".triu(1)", ".triu(2)"),),
         "A loss that falls through the floor of the text, which no honest model can.",
@@ -309,7 +309,7 @@ MIDDLE = (
         "42_training.ipynb"),
     Exercise(
         "shifted twice", "Every second word is missing",
-        "The loss gets to about 2 and no lower, where it was 1.3 with the same settings. "
+        "The loss gets to 2.4 and no lower, where it was 1.3 with the same settings. "
         "And its sentences read as if every second piece were left out.",
         (("return ids[:, :-1], ids.masked_fill(~is_text, IGNORE)[:, 1:]",
           "return ids[:, :-2], ids.masked_fill(~is_text, IGNORE)[:, 2:]"),),
@@ -328,7 +328,7 @@ HARD = (
     Exercise(
         "validation inside training", "Validation is too good to be true",
         "We have only 240 documents now, so we read them ten times. The validation loss follows "
-        "the training loss all the way down to 0.9. The customer measured 1.55 with our model, "
+        "the training loss all the way down to 1.0. The customer measured 1.5 with our model, "
         "on documents of the same kind, and now he asks what our number means.",
         (("in (documents, unseen)", "in (documents, documents[:48])"),),
         "Validation and training are equal even in the tenth pass over a small text; a healthy run "
@@ -342,7 +342,7 @@ HARD = (
         (("write_documents(STEPS * BATCH, SEED)", "write_documents(240, SEED)"),)),
     Exercise(
         "no warm-up", "A bad start that never heals",
-        "Same rate, same data, same model as last week, and the final loss is 1.8 where it was "
+        "Same rate, same data, same model as last week, and the final loss is 2.0 where it was "
         "1.3. The loss of the first steps looks even better than last week's; after that it is "
         "behind all the time. The peak rate is agreed with the other team and must stay.",
         (("STEPS // 10, STEPS // 2", "0, STEPS // 2"),),
@@ -356,7 +356,7 @@ HARD = (
         "41_optimizers.ipynb"),
     Exercise(
         "padding counted in the loss", "The new number is lower, and the model is not better",
-        "With today's script the loss is 0.96 and validation 0.76; it was 1.3 yesterday. But when "
+        "With today's script validation is 0.74, after 1.3 yesterday; training is 1.2. But when "
         "I score both models with the old script, they are equal. And the loss depends on how "
         "many documents I put into a batch, which it never did.",
         (("ids.masked_fill(~is_text, IGNORE)[:, 1:]", "ids[:, 1:]"),
@@ -372,9 +372,9 @@ HARD = (
         "40_loss.ipynb"),
     Exercise(
         "train and inference tokenized differently", "In the log it is good, in use it is not",
-        "Training 1.2, validation 1.25, both better than ever. But in use it is bad at the very "
+        "Training 1.4, validation 1.3, both as good as ever. But in use it is bad at the very "
         "form that it was trained on: after a question it does not answer in the next line. "
-        "Whoever measures our model with their own program gets 3.4.",
+        "Whoever measures our model with their own program gets 3.3.",
         (("*tokenizer.encode(text),", '*tokenizer.encode(" ".join(text.split())),'),),
         "Nothing in the log: both its numbers are measured on the same changed text.",
         "Decode a row of training: the text must come back, letter for letter.",
@@ -385,9 +385,9 @@ HARD = (
         "21_tokenizer.ipynb"),
     Exercise(
         "mask after softmax", "Nearly as good as the entropy, and of no use",
-        "I wrote attention anew, and it is a little faster. The loss is 0.39, close to what I "
+        "I wrote attention anew, and it is a little faster. The loss is 0.55, close to what I "
         "think the entropy is. With the package's own attention and the same weights I "
-        "get 14. Both have a mask, I made sure of that.",
+        "get 12. No value of a later token is used in either, I made sure of that.",
         (("scores.masked_fill(future, -torch.inf).softmax(dim=-1)",
           "scores.softmax(dim=-1).masked_fill(future, 0)"),),
         "A loss close to the floor of the text, or below it, in a time in which a healthy run is "
@@ -395,7 +395,7 @@ HARD = (
         "Change the last token of a text: if any score before it changes, the future leaks. And a "
         "row of attention weights must sum to 1.",
         "Mask the scores, with minus infinity, before the softmax.",
-        ("No value of a later token is used. Is there another way for it to be felt?",
+        ("Values are one way for a later token to be felt. Is there another?",
          "What do the weights of the first token sum to? And of the last?",
          "Change the last token of a batch, and see which scores change."),
         "31_attention.ipynb"),
