@@ -9,8 +9,9 @@ __all__ = ['Group', 'BLOCK_BITS', 'BLOCK', 'PARTS', 'Method', 'steps_of', 'pack_
            'entrances', 'calibrate', 'calibration_rows', 'gptq', 'folds', 'best_scale', 'fold_scales', 'parts_of',
            'QuantizedWeight', 'QuantizedLinear', 'QuantizedEmbedding', 'LayerReport', 'Quantization', 'default_group',
            'shared_copy', 'chosen_layers', 'put_codes', 'report_on', 'quantize_model', 'tables', 'dequantize_model',
-           'model_bits', 'code_tensors', 'read_codes', 'model_of_codes', 'bytes_product', 'nibbles_product', 'works',
-           'code_product', 'reads_codes', 'joined_codes', 'QuantizedLayerCache', 'QuantizedKVCache']
+           'model_bits', 'code_tensors', 'read_codes', 'model_of_codes', 'two_bytes', 'bytes_part', 'bytes_product',
+           'as_rows', 'nibbles_part', 'nibbles_product', 'works', 'code_product', 'reads_codes', 'joined_codes',
+           'QuantizedLayerCache', 'QuantizedKVCache']
 
 # %% ../nbs/80_quantization.ipynb #imports
 import copy
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from .cache import KVCache, LayerCache
 from .checkpoint import check_plain, fill_model
 from .config import ModelConfig, old_names
-from .decoder import Product, product
+from .decoder import Product, Share, by_outputs, cuts, in_turn, plus, product
 from .inference import AnyTokenizer
 from .lora import FrozenProduct, linears, put
 from .model import GPT, as_dtype
@@ -772,35 +773,58 @@ def model_of_codes(
     return model.eval()
 
 # %% ../nbs/80_quantization.ipynb #bytes-product
-def bytes_product(tensor: QuantizedTensor) -> Product:
-    "Rows of 8 bits, and inputs in 16: two bytes each, which oneDNN multiplies as whole numbers."
+def two_bytes(
+    x: np.ndarray,                       # (..., in)
+) -> tuple[Tensor, np.ndarray]:          # (2B, in) uint8 low bytes, then high ones; (B, 1) steps
+    "Inputs in 16 bits: two rows of whole numbers in place of each."
+    rows = x.reshape(-1, x.shape[-1])
+    most = np.maximum.reduce(np.abs(rows), axis=1, keepdims=True)            # (B, 1)
+    step = np.maximum(most, np.float32(1e-30)) / np.float32(32639)
+    wide = (rows / step + np.float32(32896.5)).astype("<u2")         # 128 * 257 means 0
+    n, pairs = len(rows), wide.view(np.uint8).reshape(len(rows), -1, 2)
+    halves = np.empty((2 * n, rows.shape[1]), np.uint8)
+    halves[:n], halves[n:] = pairs[..., 0], pairs[..., 1]
+    return torch.from_numpy(halves), step
+
+
+def bytes_part(tensor: QuantizedTensor) -> Callable[[tuple], np.ndarray]:
+    "A product of some rows of 8 bits, in one part."
     weight = (tensor.codes ^ 128).view(torch.int8)
     packed, n_rows = torch.ops.onednn.qlinear_prepack(weight, None), len(weight)
     scales = tensor.scales.float().flatten().expand(n_rows).contiguous()
     zeros = torch.zeros(n_rows, dtype=torch.int64)
     run = torch.ops.onednn.qlinear_pointwise.default     # private; the compiler calls it, too
 
-    def times(x: np.ndarray) -> np.ndarray:                          # (..., in) -> (..., out)
-        rows = x.reshape(-1, x.shape[-1])
-        most = np.maximum.reduce(np.abs(rows), axis=1, keepdims=True)        # (B, 1)
-        step = np.maximum(most, np.float32(1e-30)) / np.float32(32639)
-        wide = (rows / step + np.float32(32896.5)).astype("<u2")     # 128 * 257 means 0
-        n, pairs = len(rows), wide.view(np.uint8).reshape(len(rows), -1, 2)
-        halves = np.empty((2 * n, rows.shape[1]), np.uint8)
-        halves[:n], halves[n:] = pairs[..., 0], pairs[..., 1]
-        y = run(torch.from_numpy(halves), 1.0, 128, packed, scales, zeros, None, 1.0, 0,
+    def times(ready: tuple[Tensor, np.ndarray]) -> np.ndarray:               # -> (B, rows)
+        halves, step = ready
+        y = run(halves, 1.0, 128, packed, scales, zeros, None, 1.0, 0,
                 torch.float32, "none", [], "").numpy()
-        low, high = y[:n], y[n:]
+        low, high = y[:len(step)], y[len(step):]
         high *= 256
         high += low
         high *= step
-        return high.reshape(*x.shape[:-1], n_rows)
+        return high
+    return times
+
+
+def bytes_product(tensor: QuantizedTensor) -> Product:
+    "Rows of 8 bits, and inputs in 16: two bytes each, which oneDNN multiplies as whole numbers."
+    places = cuts(len(tensor.packed), tensor.packed.nbytes)
+    rows = by_outputs(places, [bytes_part(tensor.rows(p)) for p in places], two_bytes)
+    return as_rows(rows)
+
+
+def as_rows(rows: Product) -> Product:      # of (B, in) -> of (..., in)
+    "A product that also takes one vector."
+    def times(x: np.ndarray, share: Share = in_turn) -> np.ndarray:      # (..., in) -> (..., out)
+        y = rows(x.reshape(-1, x.shape[-1]), share)
+        return y.reshape(*x.shape[:-1], -1)
     return times
 
 # %% ../nbs/80_quantization.ipynb #nibbles-product
-def nibbles_product(tensor: QuantizedTensor, group: int) -> Product:
-    "Up to 4 bits in groups: PyTorch's own product, with inputs and answers in bfloat16."
-    (n_rows, width), middle, scales = tensor.shape, 2 ** (tensor.bits - 1), tensor.scales.float()
+def nibbles_part(tensor: QuantizedTensor, group: int) -> Callable[[Tensor], np.ndarray]:
+    "A product of some rows of up to 4 bits, in one part."
+    n_rows, middle, scales = len(tensor.packed), 2 ** (tensor.bits - 1), tensor.scales.float()
     offsets = torch.zeros_like(scales) if tensor.zeros is None else (middle - tensor.zeros.float())
     steps = torch.stack((scales, offsets * scales), dim=-1)          # (code - 8) * step + offset
     steps = steps.expand(n_rows, -1, -1).repeat_interleave(tensor.group // group, dim=1)
@@ -809,12 +833,15 @@ def nibbles_product(tensor: QuantizedTensor, group: int) -> Product:
         F.pad(part.codes + (8 - middle), (0, 0, 0, -len(part.packed) % 16)).int(), 1)
         for part in parts_of(tensor, 2**12)])                        # 8 means 0, or nearly so
     steps = F.pad(steps, (0, 0, 0, 0, 0, spare)).transpose(0, 1).bfloat16().contiguous()
+    run = torch._weight_int4pack_mm_for_cpu
+    return lambda rows: run(rows, packed, group, steps)[:, :n_rows].float().numpy()
 
-    def times(x: np.ndarray) -> np.ndarray:                          # (..., in) -> (..., out)
-        rows = torch.from_numpy(x.reshape(-1, width)).bfloat16()
-        y = torch._weight_int4pack_mm_for_cpu(rows, packed, group, steps)
-        return y[:, :n_rows].float().numpy().reshape(*x.shape[:-1], -1)
-    return times
+
+def nibbles_product(tensor: QuantizedTensor, group: int) -> Product:
+    "Up to 4 bits in groups: PyTorch's own product, with inputs and answers in bfloat16."
+    places = cuts(len(tensor.packed), tensor.packed.nbytes)
+    return as_rows(by_outputs(places, [nibbles_part(tensor.rows(p), group) for p in places],
+                              lambda x: torch.from_numpy(x).bfloat16()))
 
 # %% ../nbs/80_quantization.ipynb #works
 @cache
@@ -859,7 +886,7 @@ def joined_codes(
                 for layer in layers}) == 1
     if len(layers) > 1 and not (same and layers[0].table.tensor.scales.shape[0] > 1):
         each = [joined_codes([layer]) for layer in layers]
-        return lambda x: np.concatenate([one(x) for one in each], axis=-1)
+        return lambda x, share=in_turn: np.concatenate([one(x, share) for one in each], axis=-1)
     biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
     bias, found = torch.cat(biases) if biases else None, None
     if same and isinstance(layers[0], QuantizedLinear):
@@ -870,7 +897,7 @@ def joined_codes(
                                              parts[0].bits, parts[0].columns, parts[0].group))
     if found is None:
         return product(torch.cat([layer.weight.detach() for layer in layers]), bias, "columns")
-    return found if bias is None else lambda x: found(x) + bias.numpy()
+    return found if bias is None else plus(found, bias.numpy())
 
 # %% ../nbs/80_quantization.ipynb #quantized-layer-cache
 class QuantizedLayerCache(LayerCache):
