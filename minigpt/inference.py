@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHORT', 'MOST_THREADS', 'Allowed', 'Overflow', 'Function', 'RENAMED', 'Prompt', 'AnyTokenizer', 'numpy_libraries',
-           'one_thread', 'Writing', 'pad_left', 'helpers_at_most', 'Passes', 'RunningBatch', 'write', 'draw',
-           'check_prompts', 'check_rules', 'check_request', 'generate_ids', 'TextStream', 'stream_text', 'pieces',
-           'in_our_words', 'known_rules', 'ids_of', 'complete', 'Completion', 'complete_batch', 'load', 'or_ids',
-           'stream', 'generate']
+           'one_thread', 'Writing', 'pad_left', 'Passes', 'RunningBatch', 'write', 'draw', 'check_prompts',
+           'check_rules', 'check_request', 'generate_ids', 'TextStream', 'stream_text', 'pieces', 'in_our_words',
+           'known_rules', 'ids_of', 'complete', 'Completion', 'complete_batch', 'load', 'or_ids', 'stream', 'generate']
 
 # %% ../nbs/53_inference.ipynb #imports
 from codecs import getincrementaldecoder
@@ -29,7 +28,7 @@ from . import sampling
 from .cache import KVCache
 from .checkpoint import PACKAGES, SHIPPED
 from .config import later
-from .decoder import PROCESSOR_CACHE, Helpers, decoder_for, in_turn
+from .decoder import PROCESSOR_CACHE, Helpers, decoder_for
 from .model import GPT, as_dtype
 from .sampling import Rule, sample
 
@@ -132,18 +131,13 @@ def pad_left(
 MOST_THREADS = 4      # that read weights together: a few take all that the memory gives
 
 
-def helpers_at_most() -> int:
-    "Threads beside this one, as many as PyTorch may use."
-    return min(torch.get_num_threads(), MOST_THREADS) - 1
-
-
 class Passes:
     "The two passes of a model that writes: reading a prompt, and one more token for each text."
 
     def __init__(self, model: GPT, batch_size: int):
         self.model, self.count = model, model.num_parameters()
         self.small = self.count * 4 <= PROCESSOR_CACHE
-        self.decoder, self.share = decoder_for(model, batch_size), in_turn
+        self.decoder = decoder_for(model, batch_size)
 
     @contextmanager
     def threads(
@@ -151,19 +145,14 @@ class Passes:
         n_tokens: int | None = None,     # of the prompts; None: the pass is a step
     ) -> Iterator[None]:
         "As many threads as the next pass is worth."
-        if n_tokens is not None:
-            numpy_works = self.decoder is not None and self.decoder.layout in ("rows", "columns")
-            with one_thread(numpy_works and n_tokens * self.count < SHORT):
-                yield
-            return
-        ours = self.decoder is not None
-        helpers = Helpers(0 if self.small or not ours else helpers_at_most())
-        with one_thread(self.small or ours, self.small or ours), helpers:
-            self.share = helpers.share
-            try:
-                yield
-            finally:
-                self.share = in_turn
+        decodes, step = self.decoder is not None, n_tokens is None
+        short = decodes and not step and n_tokens * self.count < SHORT
+        codes = decodes and hasattr(self.model, "quantization")
+        alone = short or (self.small and step)
+        shares = decodes and not alone and (step or codes)
+        n = min(torch.get_num_threads(), MOST_THREADS) - 1 if shares else 0
+        with one_thread(alone or shares, (self.small and step) or shares), Helpers(n):
+            yield
 
     def read(
         self,
@@ -185,7 +174,7 @@ class Passes:
     ) -> Tensor:                         # (B, V) float32, on the CPU
         "One more token for each text, the fast way where there is one."
         if self.decoder is not None:
-            return self.decoder.step(ids, cache, padding, self.share)
+            return self.decoder.step(ids, cache, padding)
         return self.read(torch.tensor(ids)[:, None], cache, padding)
 
 # %% ../nbs/53_inference.ipynb #allowed
