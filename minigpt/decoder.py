@@ -103,7 +103,7 @@ def share(
 ) -> None:
     "Have all parts done, with the helpers at hand. What goes wrong in a part is raised here."
     helpers = AT_HAND.get()
-    if helpers is None or not helpers.threads or n_parts == 1:
+    if helpers is None or not helpers.threads or n_parts < 2:
         for part in range(n_parts):
             work(part)
         return
