@@ -44,7 +44,7 @@ class Check(pytest.Item):
 # The files that take longest, and begin first where several processes share them: none is left to
 # run alone at the end. A file stays in one process, for its fixtures are what costs most.
 LONG = ("test_open_notebooks", "test_zoo", "test_distributed", "test_page", "test_generation",
-        "test_config_fields", "test_cli", "test_site_check")
+        "test_config_fields", "test_dojo", "test_gguf_file", "test_cli", "test_site_check")
 
 
 def pytest_collection_modifyitems(session, items):
