@@ -435,8 +435,9 @@ def alone(
     limit: float = LIMIT,        # seconds
 ) -> str:                        # what is wrong, in a line; "" if nothing is
     "Run a program by itself, with one thread of PyTorch's, and never longer than the limit."
+    found_here = os.pathsep.join(map(os.path.abspath, sys.path))     # the same minigpt as here
     settings = {"STEPS": str(steps), "SEED": str(seed), "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONIOENCODING": "utf-8"}
+                "PYTHONPATH": found_here, "PYTHONIOENCODING": "utf-8"}
     try:
         done = subprocess.run(command, cwd=folder, env=os.environ | settings, timeout=limit,
                               capture_output=True, encoding="utf-8", errors="replace",
