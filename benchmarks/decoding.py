@@ -12,8 +12,7 @@ import torch
 
 from minigpt.cache import KVCache
 from minigpt.config import ModelConfig
-from minigpt.decoder import decoder_for
-from minigpt.inference import Writing, generate_ids, write
+from minigpt.inference import Passes, Writing, generate_ids, write
 from minigpt.model import GPT
 from minigpt.sampling import temperature
 from minigpt.sizes import count_parameters, forward_flops
@@ -85,7 +84,7 @@ def decode_batch(model: GPT, n_rows: int, n_tokens: int) -> None:
 
 def steps_at(model: GPT, length: int, n_tokens: int = 32) -> Callable[[], None]:
     "Greedy steps with so many tokens before them; the prompt is read beforehand."
-    cache, decoder = KVCache(model.cfg), decoder_for(model)
+    cache, passes = KVCache(model.cfg), Passes(model, 1)
     with torch.no_grad():
         model.hidden(torch.tensor([prompt_of(length)]), cache)
 
@@ -93,7 +92,8 @@ def steps_at(model: GPT, length: int, n_tokens: int = 32) -> Callable[[], None]:
         cache.truncate(length)
         token = 1
         for _ in range(n_tokens):
-            token = decoder.step([token], cache).argmax().item()
+            with passes.threads():
+                token = passes.step([token], cache).argmax().item()
     return work
 
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Work', 'AT_HAND', 'Product', 'PART', 'MOST_PARTS', 'PROCESSOR_CACHE', 'DECODERS', 'layouts', 'Shared', 'Helpers',
            'share', 'cuts', 'by_outputs', 'by_inputs', 'row_product', 'packed_product', 'product', 'plus', 'joined',
-           'array', 'normalise', 'switch', 'attend_once', 'PlaceTables', 'norm_function', 'embed_function', 'BlockStep',
-           'Decoder', 'choose_layout', 'decoder_for']
+           'SharedProducts', 'array', 'normalise', 'switch', 'attend_once', 'PlaceTables', 'norm_function',
+           'embed_function', 'BlockStep', 'Decoder', 'choose_layout', 'decoder_for']
 
 # %% ../nbs/52_fast_decoder.ipynb #imports
 import math
@@ -22,6 +22,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from .attention import CausalSelfAttention, attend_fused
 from .block import Block
@@ -73,7 +75,7 @@ class Helpers:
         n: int,              # beside the thread that asks; 0: it does everything
     ):
         self.asked: SimpleQueue[Shared | None] = SimpleQueue()
-        self.threads = [threading.Thread(target=self.help) for _ in range(n)]
+        self.threads = [threading.Thread(target=self.help, daemon=True) for _ in range(n)]
 
     def __enter__(self) -> Self:
         for thread in self.threads:
@@ -90,6 +92,7 @@ class Helpers:
 
     def help(self) -> None:
         "What a helper does all its life."
+        torch.get_num_threads()      # makes PyTorch obey the limit in this thread, too
         while (shared := self.asked.get()) is not None:
             shared.take()
 
@@ -220,6 +223,26 @@ def joined(
     biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
     return product(weights[0] if len(weights) == 1 else torch.cat(weights),
                    torch.cat(biases) if biases else None, layout)
+
+# %% ../nbs/52_fast_decoder.ipynb #shared-products
+class SharedProducts(TorchFunctionMode):
+    "In a `with` block, each `F.linear` with a large matrix is shared, some outputs a part."
+
+    LARGE = 2**18            # weights
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not F.linear or kwargs or args[1].numel() <= self.LARGE:
+            return func(*args, **(kwargs or {}))
+        x, weight, bias = (*args, None)[:3]
+        size = -(-len(weight) // min(MOST_PARTS, -(-weight.numel() // (2 * self.LARGE))))
+        rows, offsets = weight.split(size), bias if bias is None else bias.split(size)
+        found, wanted = [x] * len(rows), torch.is_grad_enabled()
+
+        def work(i: int) -> None:
+            with torch.set_grad_enabled(wanted):             # each thread has a switch of its own
+                found[i] = F.linear(x, rows[i], None if offsets is None else offsets[i])
+        share(work, len(rows))
+        return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
 
 # %% ../nbs/52_fast_decoder.ipynb #arrays
 def array(

@@ -17,6 +17,7 @@ from minigpt.decoder import (
     PROCESSOR_CACHE,
     Decoder,
     Helpers,
+    SharedProducts,
     choose_layout,
     cuts,
     decoder_for,
@@ -380,3 +381,36 @@ def test_generation_is_the_same_with_and_without_a_decoder(monkeypatch, kind, ov
     assert ids == plain_ids
     for ours, theirs in zip(logprobs, plain):
         assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_a_prompt_in_parts_is_the_same_prompt(bits):
+    "With helpers or without to the bit, and near what the model's own pass says."
+    model = large_model() if bits is None else quantize_model(large_model(), bits)
+    ids, before, said = torch.arange(1, 20)[None], torch.get_num_threads(), []
+    plain = model(ids)
+    torch.set_num_threads(1)
+    try:
+        for n in (0, 1, 3):
+            with Helpers(n), SharedProducts():
+                said.append(model(ids))
+            with torch.inference_mode(), Helpers(n), SharedProducts():
+                said.append(model(ids).clone())
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, said[0]) for one in said)
+    torch.testing.assert_close(said[0], plain, atol=1e-4, rtol=1e-4)
+
+
+def test_gradients_flow_through_products_in_parts():
+    torch.manual_seed(2)
+    layer, x = torch.nn.Linear(600, 1000), torch.randn(3, 600, requires_grad=True)
+    found = []
+    for block in (Helpers(0), Helpers(2)):
+        with block, SharedProducts():
+            y = layer(x)
+        found.append(torch.autograd.grad(y.square().sum(), (x, layer.weight, layer.bias)))
+    expected = torch.autograd.grad(layer(x).square().sum(), (x, layer.weight, layer.bias))
+    for got in found:
+        torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)
