@@ -296,3 +296,12 @@ def test_tips_are_html_and_name_another_chapter():
     assert "<em>add</em> <code>x&lt;y</code>" in markup and "katex" in markup
     assert "Chapter" not in glossary.tips({"softmax": meaning}, "nbs/31", {})
     assert glossary.tips({}, "nbs/31", {}) == ""
+
+
+def test_every_figure_has_a_label_of_its_own():
+    "A label is an address in the whole book; the site refuses one that two chapters use."
+    run = glossary.run
+    found = [label for path in run.chapters() for cell in run.load(path).cells
+             for label in re.findall(r"^#\| label: (\S+)$", cell.source, re.M)]
+    twice = {label for label in found if found.count(label) > 1}
+    assert len(found) > 60 and not twice
