@@ -110,7 +110,8 @@ def measure(options: Options) -> list[Row]:
         return [Row("SmolLM2", None, note=str(e))]
     n_tokens, rounds = (2, 1) if options.quick else (32, 9)
     rows = [opening(path, 1 if options.quick else 5)]
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+    with tempfile.TemporaryDirectory() as folder:
+        # not in inference_mode: our decoder stands aside for weights whose changes it cannot see
         prompt = open_gguf(path)[1].encode(BEGUN)
         works = {name: lambda decode=decode: decode(prompt, n_tokens)
                  for name, decode in decoders(path, Path(folder)).items()}
