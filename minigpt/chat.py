@@ -26,7 +26,7 @@ import torch
 from . import sampling
 from .checkpoint import check_plain, write_whole
 from .finetuning import Example
-from .inference import AnyTokenizer, Writing, known_rules, stream_text, write
+from .inference import AnyTokenizer, Writing, complete_batch, known_rules, stream_text, write
 from .model import GPT
 from .sampling import Rule
 from .tokenizer import END_OF_TEXT, END_OF_TURN, Tokenizer
@@ -541,17 +541,15 @@ def replies(
     template: str | None = None,     # Jinja; None: the model's own way to write turns
 ) -> list[str]:
     "Answer many conversations, thirty-two at a time."
-    form = chat_format(tokenizer, template)
-    rules = known_rules(model, tokenizer, list(rules) or [sampling.temperature(0)])
-    texts = []
-    for n, messages in enumerate(conversations, seed):
+    form, rules = chat_format(tokenizer, template), list(rules) or [sampling.temperature(0)]
+    for messages in conversations:
         check_question(messages)
-        ids = form.ids(messages)
-        texts.append(Writing(ids, torch.Generator().manual_seed(n), len(ids)))
-    for i in range(0, len(texts), 32):
-        for _ in write(model, texts[i:i + 32], max_tokens, rules, form.markers, "stop"):
-            pass
-    return ["".join(without_blank(stream_text(tokenizer, text.new), form.blank)) for text in texts]
+    asked, said = [form.ids(messages) for messages in conversations], []
+    for i in range(0, len(asked), 32):
+        some = asked[i:i + 32]
+        said += complete_batch(model, tokenizer, some, max_tokens, rules,
+                               range(seed + i, seed + i + len(some)), stop_ids=form.markers)
+    return ["".join(without_blank([completion.text], form.blank)) for completion in said]
 
 
 def without_blank(

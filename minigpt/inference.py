@@ -514,6 +514,7 @@ def complete_batch(
     stop: Sequence[str] = (),        # strings that end a text
     overflow: Overflow = "stop",     # at the context's end: "refuse", "stop", or "slide" on
     allowed: Allowed | None = None,  # what a grammar permits next (`constrained`)
+    stop_ids: Collection[int] | None = None,     # tokens that end a text; None: the tokenizer's
 ) -> list[Completion]:               # in the order of the prompts
     "Continue several texts at once; each comes out as it would alone with its seed."
     if isinstance(prompts, str):
@@ -526,7 +527,8 @@ def complete_batch(
         ids = ids_of(tokenizer, prompt)
         texts.append(Writing(ids, torch.Generator().manual_seed(seed), len(ids), logprobs=[]))
     rules = known_rules(model, tokenizer, rules)
-    for tokens in write(model, texts, max_tokens, rules, tokenizer.stop_ids, overflow, allowed):
+    stop_ids = tokenizer.stop_ids if stop_ids is None else stop_ids
+    for tokens in write(model, texts, max_tokens, rules, stop_ids, overflow, allowed):
         for row, token in enumerate(tokens):
             if token is not None:
                 pieces[row] += streams[row].push(token)
