@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Row', 'WATCHED', 'NEEDED', 'Found', 'Check', 'CHECKS', 'without_padding', 'length', 'clean_gradient', 'Watch',
-           'watching', 'leak', 'turned', 'unseen_documents', 'of_saved', 'findings', 'examine', 'close', 'mean',
-           'is_whole', 'is_finite', 'is_same_task', 'is_good', 'is_causal', 'starts_from_nothing', 'moves_everything',
+           'watching', 'leak', 'turned', 'unseen_documents', 'of_saved', 'findings', 'examine', 'close', 'is_whole',
+           'is_finite', 'is_same_task', 'is_good', 'is_causal', 'starts_from_nothing', 'moves_everything',
            'follows_the_text', 'keeps_its_length', 'is_scheduled', 'logs_the_loss', 'logs_the_gradient',
            'logs_the_rate', 'validates', 'is_sound', 'grade', 'numbered', 'read_progress', 'write_progress', 'start',
            'hint', 'healthy_runs', 'check', 'started']
@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -256,13 +257,6 @@ def close(
     return abs(value - right) <= share * abs(right)
 
 
-def mean(
-    values: Sequence[float],
-) -> float:
-    "Their mean."
-    return sum(values) / max(1, len(values))
-
-
 def is_whole(found: Found, healthy: list[Found]) -> bool:
     "A model that opens, and a row of the log for each step."
     rows = found.get("log", [])
@@ -286,7 +280,7 @@ def is_same_task(found: Found, healthy: list[Found]) -> bool:
 
 def is_good(found: Found, healthy: list[Found]) -> bool:
     "As good on new text as healthy runs are, up to the luck of the seed and another sound rate."
-    return found["held_out"] <= mean([h["held_out"] for h in healthy]) + 0.2
+    return found["held_out"] <= fmean(h["held_out"] for h in healthy) + 0.2
 
 
 def is_causal(found: Found, healthy: list[Found]) -> bool:
@@ -319,14 +313,14 @@ def is_scheduled(found: Found, healthy: list[Found]) -> bool:
     "The rate climbs from a small share, stays a while, and comes down."
     rates, peak = found["rates"], max(found["rates"])
     return (peak > 0 and rates[0] < 0.6 * peak and rates[-1] < 0.6 * peak
-            and mean(rates) > 0.42 * peak)
+            and fmean(rates) > 0.42 * peak)
 
 
 def logs_the_loss(found: Found, healthy: list[Found]) -> bool:
     "The first and the last losses of the log are those of the documents that were read."
     logged = [row["loss"] for row in found["log"]]
     return (close(logged[0], found["truth"][0]["loss"], 0.05)
-            and close(mean(logged[-8:]), found["train"], 0.12))
+            and close(fmean(logged[-8:]), found["train"], 0.12))
 
 
 def logs_the_gradient(found: Found, healthy: list[Found]) -> bool:
