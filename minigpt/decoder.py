@@ -40,7 +40,7 @@ def layouts() -> list[str]:      # those that this PyTorch can do
     packs = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return ["rows", "columns", "packed"] if packs else ["rows", "columns"]
 
-# %% ../nbs/52_fast_decoder.ipynb #product
+# %% ../nbs/52_fast_decoder.ipynb #helpers
 Work = Callable[[int], object]               # does one part of something
 
 
@@ -118,7 +118,7 @@ def share(
     if shared.errors:
         raise shared.errors[0]
 
-# %% ../nbs/52_fast_decoder.ipynb #6d8e55cb
+# %% ../nbs/52_fast_decoder.ipynb #product
 Product = Callable[[np.ndarray], np.ndarray]      # (..., in) -> (..., out), as nn.Linear does
 PART = 2**19                             # bytes of weights that are worth a part
 MOST_PARTS = 8

