@@ -1,0 +1,135 @@
+"""Train the runs that the chapter on scaling laws is about, and note what came.
+
+    python -m benchmarks.scaling rates       # which rate suits which width: 8 minutes of one core
+    python -m benchmarks.scaling grid        # small runs, three seeds: 25 minutes of one core
+    python -m benchmarks.scaling predict     # write down what they say about the large model
+    python -m benchmarks.scaling large       # and only then train it, three seeds: 50 minutes
+    python -m benchmarks.scaling mistakes    # one rate for all, no cooldown: 15 minutes
+
+Finished runs are kept in the file, `minigpt/shipped/scaling.json`, so that each part can be
+stopped and started again, and several processes can share the work.
+"""
+import argparse
+import json
+import math
+import os
+import random
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from minigpt.checkpoint import shipped_model, write_whole
+from minigpt.data import encode_documents
+from minigpt.loss import document_loss
+from minigpt.scaling import County, train_small
+from minigpt.sizes import count_parameters
+from minigpt.tinytown import QUESTIONS, Chooser
+from minigpt.tokenizer import Tokenizer, train_tokenizer
+
+FILE = shipped_model().parent / "scaling.json"
+WIDTHS, BUDGETS, SEEDS = (16, 24, 32, 48, 64), (500_000, 1_000_000, 2_000_000), (0, 1, 2)
+LARGE = {"width": 208, "n_tokens": 4_000_000}
+N_DOCUMENTS, N_HELD_OUT, N_FAMOUS = 200_000, 10_000, 64
+
+
+def county() -> tuple[County, Tokenizer, list, list]:
+    "The text: tokens to train on, and documents that no run sees."
+    world = County()
+    texts = [d.text for d in world.documents(N_DOCUMENTS, seed=1)]
+    tokenizer = train_tokenizer(texts[:30_000], 512)
+    return world, tokenizer, encode_documents(tokenizer, texts), world.documents(N_HELD_OUT, seed=2)
+
+
+@torch.no_grad()
+def probe(model: torch.nn.Module, world: County, tokenizer: Tokenizer) -> list[list[float]]:
+    "For each famous person and relation: nats for the answer, and whether its tokens come first."
+    rows = []
+    for rank in range(N_FAMOUS):
+        asked = [world.question(Chooser(random.Random(0)), rank, r) for r in QUESTIONS]
+        for question in asked:
+            start = [tokenizer.end_of_text, *tokenizer.encode(question.prompt)]
+            ids = [tokenizer.end_of_text,
+                   *tokenizer.encode(f"{question.prompt} {question.answer}"), tokenizer.end_of_text]
+            logits = model(torch.tensor([ids[:-1]]))[0, len(start) - 1:]
+            true = torch.tensor(ids[len(start):])
+            nats = torch.nn.functional.cross_entropy(logits, true, reduction="sum").item()
+            rows.append([rank, nats, bool((logits.argmax(-1) == true).all())])
+    return rows
+
+
+def facts(model: torch.nn.Module, text: tuple) -> dict:
+    "What a finished run is judged by."
+    world, tokenizer, _, held_out = text
+    ids = [tokenizer.encode(d.text) for d in held_out]
+    bits = document_loss(model, ids, tokenizer.end_of_text, 256) / math.log(2)
+    over = bits - torch.tensor([d.bits for d in held_out])
+    asked = probe(model, world, tokenizer)
+    right = [[r for rank, _, r in asked if rank == n] for n in range(N_FAMOUS)]
+    sizes = count_parameters(model.cfg)
+    return {"weights": sizes["total"], "embedding": model.embedding.weight.numel(),
+            "bits": round(bits.mean().item(), 4), "floor": round((bits - over).mean().item(), 4),
+            "error": round(over.std().item() / len(over) ** 0.5, 4),
+            "answer_nats": round(sum(nats for _, nats, _ in asked) / len(asked), 4),
+            "right": round(sum(map(sum, right)) / len(asked), 4),
+            "all_right": round(sum(map(all, right)) / N_FAMOUS, 4)}
+
+
+def read() -> dict:
+    "The record, or an empty one."
+    return json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {"runs": []}
+
+
+def write(book: dict) -> None:
+    "The record, a run in a line."
+    rows = ",\n  ".join(json.dumps(run) for run in sorted(book["runs"], key=lambda r: json.dumps(
+        [r["part"], r["width"], r["n_tokens"], r["seed"], r["lr"], r["adamw_lr"]])))
+    rest = "".join(f',\n "{key}": {json.dumps(book[key])}' for key in book if key != "runs")
+    text = f'{{"runs": [\n  {rows}]{rest}\n}}\n'
+    write_whole(FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def is_same(run: dict, job: dict) -> bool:
+    "Whether a run in the record is that job."
+    return all(run[key] == value for key, value in job.items())
+
+
+def do(jobs: list[dict]) -> None:
+    "Train what the record lacks."
+    text, lock = None, FileLock(str(FILE) + ".lock")
+    for job in jobs:
+        if any(is_same(run, job) for run in read()["runs"]):
+            continue
+        text = text or county()
+        began = sum(os.times()[:2])
+        model = train_small(text[2], text[1], **{k: v for k, v in job.items() if k != "part"})
+        run = job | {"seconds": round(sum(os.times()[:2]) - began, 1)} | facts(model, text)
+        with lock:
+            book = read()
+            book["runs"].append(run)
+            write(book)
+        print(run, flush=True)
+
+
+def jobs_of(part: str) -> list[dict]:
+    "The runs of a part."
+    base = {"part": part, "n_tokens": 1_000_000, "seed": 0, "adamw_lr": 0.02, "cooldown": 0.8}
+    if part == "rates":
+        tried = [(lr, 0.02) for lr in (0.01, 0.02, 0.04, 0.08)] + [(0.02, 0.01), (0.02, 0.04)]
+        return [base | {"width": width, "lr": lr, "adamw_lr": adamw_lr}
+                for width in WIDTHS for lr, adamw_lr in tried]
+    raise ValueError(part)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part")
+    parser.add_argument("--share", default="0/1", help="i/n: every n-th run, from the i-th")
+    args = parser.parse_args()
+    i, n = map(int, args.share.split("/"))
+    torch.set_num_threads(1)
+    do(jobs_of(args.part)[i::n])
+
+
+if __name__ == "__main__":
+    main()
