@@ -22,13 +22,14 @@ from filelock import FileLock
 from minigpt.checkpoint import shipped_model, write_whole
 from minigpt.data import encode_documents
 from minigpt.loss import document_loss
-from minigpt.scaling import County, train_small
+from minigpt.scaling import County, fit_law, interval, small_config, train_small
 from minigpt.sizes import count_parameters
 from minigpt.tinytown import QUESTIONS, Chooser
 from minigpt.tokenizer import Tokenizer, train_tokenizer
 
 FILE = shipped_model().parent / "scaling.json"
-WIDTHS, BUDGETS, SEEDS = (16, 24, 32, 48, 64), (500_000, 1_000_000, 2_000_000), (0, 1, 2)
+WIDTHS, BUDGETS, SEEDS = (24, 32, 48, 64), (500_000, 1_000_000, 2_000_000), (0, 1, 2)
+LR, ADAMW_LR = 0.04, 0.01           # what `rates` finds for every width
 LARGE = {"width": 208, "n_tokens": 4_000_000}
 N_DOCUMENTS, N_HELD_OUT, N_FAMOUS = 200_000, 10_000, 64
 
@@ -117,8 +118,43 @@ def jobs_of(part: str) -> list[dict]:
     if part == "rates":
         tried = [(lr, 0.02) for lr in (0.01, 0.02, 0.04, 0.08)] + [(0.02, 0.01), (0.02, 0.04)]
         return [base | {"width": width, "lr": lr, "adamw_lr": adamw_lr}
-                for width in WIDTHS for lr, adamw_lr in tried]
+                for width in (16, *WIDTHS) for lr, adamw_lr in tried]
+    base |= {"lr": LR, "adamw_lr": ADAMW_LR}
+    sizes = [{"width": width, "n_tokens": n} for n in reversed(BUDGETS) for width in reversed(WIDTHS)]
+    if part == "grid":
+        return [base | size | {"seed": seed} for seed in SEEDS for size in sizes]
+    if part == "large":
+        return [base | LARGE | {"seed": seed} for seed in SEEDS]
+    if part == "low rate":                # a rate that suits long runs, for short ones
+        return [base | size | {"lr": 0.005, "adamw_lr": 0.0025} for size in sizes]
+    if part == "no cooldown":
+        return [base | size | {"cooldown": 0.0} for size in sizes]
+    if part == "too small":
+        return [base | {"width": 16, "n_tokens": n} for n in BUDGETS]
     raise ValueError(part)
+
+
+def predict() -> None:
+    "Write down what the small runs say about the large one, in several ways, before it is trained."
+    book = read()
+    if any(run["part"] == "large" for run in book["runs"]):
+        raise SystemExit("the large model is trained already, so this would be no prediction")
+    grid = [run for run in book["runs"] if run["part"] == "grid"]
+    floor, n_tokens = grid[0]["floor"], LARGE["n_tokens"]
+    n_weights = count_parameters(small_config(LARGE["width"]))["total"]
+    book["predictions"] = []
+    for least in (24, 32):
+        points = [(r["weights"], r["n_tokens"], r["bits"]) for r in grid if r["width"] >= least]
+        for form in ("shared", "sum"):
+            for known in (floor, None):
+                law = fit_law(points, known, form)
+                low, high = interval(points, n_weights, n_tokens, known, form)
+                book["predictions"].append({
+                    "least width": least, "form": form, "floor known": known is not None,
+                    "runs": len(points), "bits": round(law.loss(n_weights, n_tokens), 4),
+                    "low": round(low, 4), "high": round(high, 4)})
+                print(book["predictions"][-1])
+    write(book)
 
 
 def main() -> None:
@@ -128,6 +164,8 @@ def main() -> None:
     args = parser.parse_args()
     i, n = map(int, args.share.split("/"))
     torch.set_num_threads(1)
+    if args.part == "predict":
+        return predict()
     do(jobs_of(args.part)[i::n])
 
 
