@@ -27,6 +27,8 @@ from minigpt.sizes import count_parameters
 from minigpt.tinytown import QUESTIONS, Chooser
 from minigpt.tokenizer import Tokenizer, train_tokenizer
 
+from .machine import ROOT
+
 FILE = shipped_model().parent / "scaling.json"
 WIDTHS, BUDGETS, SEEDS = (24, 32, 48, 64), (500_000, 1_000_000, 2_000_000), (0, 1, 2)
 LR, ADAMW_LR = 0.04, 0.01           # what `rates` finds for every width
@@ -97,7 +99,7 @@ def is_same(run: dict, job: dict) -> bool:
 
 def do(jobs: list[dict]) -> None:
     "Train what the record lacks."
-    text, lock = None, FileLock(str(FILE) + ".lock")
+    text, lock = None, FileLock(ROOT / "benchmarks" / "results" / "scaling.lock")
     for job in jobs:
         if any(is_same(run, job) for run in read()["runs"]):
             continue
