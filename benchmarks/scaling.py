@@ -4,7 +4,10 @@
     python -m benchmarks.scaling grid        # small runs, three seeds: 25 minutes of one core
     python -m benchmarks.scaling predict     # write down what they say about the large model
     python -m benchmarks.scaling large       # and only then train it, three seeds: 50 minutes
-    python -m benchmarks.scaling mistakes    # one rate for all, no cooldown: 15 minutes
+    python -m benchmarks.scaling mistakes    # a low rate for all, no cooldown: 12 minutes
+    python -m benchmarks.scaling recipe      # the Tinytown recipe, short and narrow: 20 minutes
+    python -m benchmarks.scaling law         # fit the law that `minigpt plan` uses
+    python -m benchmarks.scaling plan        # what `plan` expects of two budgets, and what comes
 
 Finished runs are kept in the file, `minigpt/shipped/scaling.json`, so that each part can be
 stopped and started again, and several processes can share the work.
@@ -14,22 +17,29 @@ import json
 import math
 import os
 import random
+import time
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 
 from minigpt.checkpoint import shipped_model, write_whole
-from minigpt.data import encode_documents
+from minigpt.data import Batches, encode_documents, load_tokens
 from minigpt.loss import document_loss
-from minigpt.scaling import County, fit_law, interval, small_config, train_small
+from minigpt.optim import trapezoid
+from minigpt.recipe import RECIPES, Recipe, build, prepare, sized
+from minigpt.scaling import County, fit_law, interval, plan, recipe_law, small_config, train_small
 from minigpt.sizes import count_parameters
 from minigpt.tinytown import QUESTIONS, Chooser
 from minigpt.tokenizer import Tokenizer, train_tokenizer
+from minigpt.training import evaluate, train
 
 from .machine import ROOT
 
 FILE = shipped_model().parent / "scaling.json"
+LOCK = FileLock(ROOT / "runs" / "scaling.lock")     # several processes may share the work
 WIDTHS, BUDGETS, SEEDS = (24, 32, 48, 64), (500_000, 1_000_000, 2_000_000), (0, 1, 2)
 LR, ADAMW_LR = 0.04, 0.01           # what `rates` finds for every width
 LARGE = {"width": 208, "n_tokens": 4_000_000}
@@ -99,7 +109,7 @@ def is_same(run: dict, job: dict) -> bool:
 
 def do(jobs: list[dict]) -> None:
     "Train what the record lacks."
-    text, lock = None, FileLock(ROOT / "benchmarks" / "results" / "scaling.lock")
+    text = None
     for job in jobs:
         if any(is_same(run, job) for run in read()["runs"]):
             continue
@@ -107,7 +117,7 @@ def do(jobs: list[dict]) -> None:
         began = sum(os.times()[:2])
         model = train_small(text[2], text[1], **{k: v for k, v in job.items() if k != "part"})
         run = job | {"seconds": round(sum(os.times()[:2]) - began, 1)} | facts(model, text)
-        with lock:
+        with LOCK:
             book = read()
             book["runs"].append(run)
             write(book)
@@ -122,18 +132,98 @@ def jobs_of(part: str) -> list[dict]:
         return [base | {"width": width, "lr": lr, "adamw_lr": adamw_lr}
                 for width in (16, *WIDTHS) for lr, adamw_lr in tried]
     base |= {"lr": LR, "adamw_lr": ADAMW_LR}
-    sizes = [{"width": width, "n_tokens": n} for n in reversed(BUDGETS) for width in reversed(WIDTHS)]
+    sizes = [{"width": width, "n_tokens": n}
+             for n in reversed(BUDGETS) for width in reversed(WIDTHS)]
     if part == "grid":
         return [base | size | {"seed": seed} for seed in SEEDS for size in sizes]
     if part == "large":
         return [base | LARGE | {"seed": seed} for seed in SEEDS]
-    if part == "low rate":                # a rate that suits long runs, for short ones
-        return [base | size | {"lr": 0.005, "adamw_lr": 0.0025} for size in sizes]
-    if part == "no cooldown":
-        return [base | size | {"cooldown": 0.0} for size in sizes]
-    if part == "too small":
-        return [base | {"width": 16, "n_tokens": n} for n in BUDGETS]
+    if part == "mistakes":
+        low = {"part": "low rate", "lr": 0.005, "adamw_lr": 0.0025}
+        flat = {"part": "no cooldown", "cooldown": 0.0}
+        return [base | size | mistake for mistake in (low, flat) for size in sizes]
     raise ValueError(part)
+
+
+def planned(n_layer: int, d_model: int, n_head: int, n_tokens: int) -> Recipe:
+    "The Tinytown recipe in another size, for as many tokens."
+    recipe = sized(RECIPES["tinytown"], n_layer, d_model, n_head, 8)
+    return replace(recipe, steps=n_tokens // (8 * recipe.model.context_length))
+
+
+def train_recipe(folder: Path, recipe: Recipe) -> dict:
+    "One run as `minigpt train` makes it, without its log."
+    batches = Batches(load_tokens(folder / "train.npy"), recipe.batch_size,
+                      recipe.model.context_length, recipe.seed, 0)
+    model, optimizers = build(recipe)
+    schedule = partial(trapezoid, steps=recipe.steps, warmup=int(recipe.warmup * recipe.steps),
+                       cooldown=int(recipe.cooldown * recipe.steps))
+    began = time.perf_counter()
+    for _ in train(model, batches, optimizers, recipe.steps, schedule):
+        pass
+    seconds = time.perf_counter() - began
+    loss = evaluate(model, load_tokens(folder / "validation.npy"), recipe.model.context_length,
+                    end_of_text=0)
+    return {"weights": count_parameters(recipe.model)["total"], "seconds": round(seconds, 1),
+            "n_tokens": recipe.steps * recipe.batch_size * recipe.model.context_length,
+            "nats": round(loss, 4)}
+
+
+def recipe_runs(share: tuple[int, int]) -> None:
+    "Short and narrow runs of the recipe that `minigpt plan` starts from."
+    jobs = [(n_layer, d_model, n_head, n) for (n_layer, d_model, n_head), budgets in (
+        ((4, 160, 4), (1_200_000, 500_000)), ((4, 128, 4), (1_000_000, 500_000)),
+        ((2, 96, 2), (2_000_000, 1_000_000, 500_000))) for n in budgets]
+    folder = prepared()
+    for job in jobs[share[0]::share[1]]:
+        key = {"layers": job[0], "width": job[1], "asked": job[3]}
+        if not any(is_same(run, key) for run in read().get("recipe", [])):
+            run = key | train_recipe(folder, planned(*job))
+            with LOCK:
+                book = read()
+                book["recipe"] = [*book.get("recipe", []), run]
+                write(book)
+            print(run, flush=True)
+
+
+def prepared() -> Path:
+    "The recipe's text as tokens, made once."
+    folder = ROOT / "runs" / "scaling"
+    with LOCK:
+        if not (folder / "recipe.json").exists():
+            prepare(folder, RECIPES["tinytown"])
+    return folder
+
+
+def fit_recipe() -> None:
+    "Fit the law that `minigpt plan` uses, the shipped model's run included."
+    book, facts = read(), json.loads((shipped_model() / "facts.json").read_text("utf-8"))
+    floor = facts["validation loss, nats a token"] * (
+        facts["floor_bits a document"] / facts["held_out_bits a document"])
+    points = [(r["weights"], r["n_tokens"], r["nats"]) for r in book["recipe"]]
+    points.append((facts["parameters"], facts["tokens seen"],
+                   facts["validation loss, nats a token"]))
+    for form in ("shared", "sum"):                     # the last one counts
+        law = fit_law(points, floor, form, slack=0.01)
+        print(law, [f"{loss / law.loss(n, d) - 1:+.1%}" for n, d, loss in points])
+        book["recipe law"] = asdict(law)
+    write(book)
+
+
+def check_plan(minutes: tuple[float, ...] = (2, 5)) -> None:
+    "What `minigpt plan` expects of so many minutes on this machine, and what comes."
+    folder = prepared()
+    for budget in minutes:
+        recipe = plan(budget)
+        size = count_parameters(recipe.model)["total"]
+        n_tokens = recipe.steps * recipe.batch_size * recipe.model.context_length
+        expected = recipe_law().loss(size, n_tokens)
+        run = {"minutes": budget, "expected": round(expected, 4)} | train_recipe(folder, recipe)
+        print(run | {"off": f"{expected / run['nats'] - 1:+.1%}"}, flush=True)
+        with LOCK:
+            book = read()
+            book["plan"] = [*(r for r in book.get("plan", []) if r["minutes"] != budget), run]
+            write(book)
 
 
 def predict() -> None:
@@ -161,14 +251,23 @@ def predict() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part")
+    parser.add_argument("part", choices=["rates", "grid", "predict", "large", "mistakes", "recipe",
+                                         "law", "plan"])
     parser.add_argument("--share", default="0/1", help="i/n: every n-th run, from the i-th")
     args = parser.parse_args()
-    i, n = map(int, args.share.split("/"))
+    share = tuple(map(int, args.share.split("/")))
+    (ROOT / "runs").mkdir(parents=True, exist_ok=True)
+    if args.part == "plan":
+        return check_plan()
     torch.set_num_threads(1)
     if args.part == "predict":
-        return predict()
-    do(jobs_of(args.part)[i::n])
+        predict()
+    elif args.part == "recipe":
+        recipe_runs(share)
+    elif args.part == "law":
+        fit_recipe()
+    else:
+        do(jobs_of(args.part)[share[0]::share[1]])
 
 
 if __name__ == "__main__":

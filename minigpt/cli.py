@@ -385,7 +385,8 @@ def plan_command(args: argparse.Namespace) -> None:
     "Measure this machine for a few seconds, and write down a recipe that fits the time."
     from minigpt.sizes import count_parameters
     from minigpt.distributed import join_world
-    from minigpt.recipe import RECIPES, plan, write_recipe
+    from minigpt.recipe import RECIPES, write_recipe
+    from minigpt.scaling import plan, recipe_law
     check_minutes(args.minutes)
     out = Path(args.out)
     if out.suffix != ".json" or out.exists():
@@ -397,7 +398,9 @@ def plan_command(args: argparse.Namespace) -> None:
     print(f"{size:,} parameters: {cfg.n_layer} layers, width {cfg.d_model}\n"
           f"{recipe.steps:,} steps of {recipe.batch_size} windows, "
           f"{recipe.steps * n_tokens:,} tokens\n"
-          f"rates {recipe.lr:.3g} (Muon) and {recipe.adamw_lr:.3g} (AdamW)")
+          f"rates {recipe.lr:.3g} (Muon) and {recipe.adamw_lr:.3g} (AdamW)\n"
+          f"expected loss on new text: {recipe_law().loss(size, recipe.steps * n_tokens):.2f} "
+          "nats a token (`minigpt.scaling`)")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_recipe(out, recipe)
     print(f'wrote {out}; train it with: minigpt train --recipe "{out}" --out runs/mine')
