@@ -23,13 +23,13 @@ from minigpt.sizes import count_parameters
 from minigpt.tinytown import Tinytown
 
 MEGABYTES = 4.0
-RECIPE = Recipe(megabytes=12.0, vocab_size=768, steps=3000, batch_size=16, lr=0.015, adamw_lr=0.03,
+RECIPE = Recipe(megabytes=12.0, vocab_size=768, steps=8000, batch_size=16, lr=0.015, adamw_lr=0.03,
                 model=ModelConfig(768, n_layer=2, d_model=64, n_head=4, n_kv_head=2, d_ff=176,
                                   context_length=128, qk_norm=True, rope_theta=100.0))
 
 
 def held_out_bits(recording: Recording, step: int, n: int = 300) -> float:
-    "Bits that a snapshot needs for a document it never saw, on average."
+    "Bits that a snapshot needs for a document that it never saw and that fits its context."
     tokenizer, town = recording.tokenizer, Tinytown(0)
     T = recording.cfg.context_length
     ids = [tokenizer.encode(d.text) for _, d in zip(range(n), town.corpus(10**8, seed=UNSEEN))]
@@ -49,7 +49,7 @@ def facts(recording: Recording, recipe: Recipe, seconds: float) -> dict:
         "torch": torch.__version__, "python": platform.python_version(),
         "snapshots": list(recording.steps), "bytes": recording.path.stat().st_size,
         "validation loss, nats a token": round(last["validation"], 4),
-        "held_out_bits a document, by step": {
+        "held_out_bits a document that fits, by step": {
             str(step): round(held_out_bits(recording, step), 2) for step in recording.steps}}
 
 
@@ -65,8 +65,8 @@ def main() -> None:
             print(f"step {report.step.n}: {report.validation:.3f}", flush=True)
     home = shipped_model("recording")
     home.mkdir(parents=True, exist_ok=True)
-    shutil.copy(recorder.path, home)
-    shutil.copy(args.folder / "recipe.json", home)
+    shutil.copyfile(recorder.path, home / recorder.path.name)
+    shutil.copyfile(args.folder / "recipe.json", home / "recipe.json")
     told = facts(open_recording(home), recipe, time.perf_counter() - start)
     text = json.dumps(told, indent=1) + "\n"
     (home / "facts.json").write_text(text, encoding="utf-8")
