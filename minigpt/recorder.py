@@ -40,9 +40,11 @@ def steps_to_keep(
 
 # %% ../nbs/57_recorder.ipynb #snapshots-that-fit
 FILE = "recording.safetensors"        # in a run's folder
-FORMAT, VERSION = "minigpt recording", 1
+FORMAT = "minigpt recording"
+VERSION = 1
 MEGABYTES = 8.0                       # 1e6 bytes that a recording may take
-N_ROWS, N_LOOKS = 400, 100            # of the log, at most
+N_ROWS = 400                          # of the log, at most
+N_LOOKS = 100                         # at held-out text among them, at most
 
 
 def snapshots_that_fit(

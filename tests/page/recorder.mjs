@@ -73,8 +73,8 @@ await inBrowser(places, async (page, origin) => {
   await knob("A sentence to read").fill("Abel has a goat called");
   await page.waitForFunction((old) => [...document.querySelectorAll("#recording .live-bars li")]
     .map((e) => e.textContent).join() !== old, (await bets()).join());
-  await button("Layer 2, head 3").click();
-  assert.equal(await button("Layer 2, head 3").getAttribute("aria-pressed"), "true");
+  await button("Layer 2, head 3: 2.3").click();
+  assert.equal(await button("Layer 2, head 3: 2.3").getAttribute("aria-pressed"), "true");
   await at(".live-count").getByText(/^Layer 2, head 3: the last token, ␣called, reads /).waitFor();
   await knob("A sentence to read").fill("");           // nothing but the marker is read
   await at(".live-count").getByText(/^Layer 2, head 3: the last token, <\|endoftext\|>/).waitFor();

@@ -1,7 +1,7 @@
 /* The flight recorder: drag along a run, and see what the model writes, reads and bets on there. */
 import { paint } from "./attention.js";
 import { openRecording, read, write } from "./recording.js";
-import { field, h, later, percent, promptIds, refill, shown } from "./shell.js";
+import { field, h, later, percent, promptIds, refill, shade, shown } from "./shell.js";
 
 const BEAT = 1100, BARS = 6, MOST = 24, LONGEST = 60, TEMPERATURE = 0.7;
 const number = (n) => n.toLocaleString("en");
@@ -61,6 +61,7 @@ export default async function recorder(host, { text }) {
   const story = h("p", { class: "live-text recorder-story" }, prompt, made);
   const heads = h("div", { class: "live-heads", role: "group", "aria-label": "Layer and head" });
   const grid = h("canvas", { class: "live-grid", role: "img" });
+  const words = h("ol", { class: "live-tokens", "aria-label": "The tokens of the sentence" });
   const bars = h("ol", { class: "live-bars", "aria-label": "The likeliest next tokens" });
   const note = h("p", { class: "live-count" });
 
@@ -96,6 +97,8 @@ export default async function recorder(host, { text }) {
       String(button.dataset.at === `${layer} ${head}`)));
     paint(grid, rows[layer][head], Math.max(8, Math.floor(300 / ids.length)), ids.length - 1);
     const row = rows[layer][head].at(-1), { tokenizer } = run.of;
+    words.replaceChildren(...ids.map((id, s) => h("li", {}, h("span", { class: "live-token",
+      style: `background:${shade(row[s] * 0.45)}` }, shown(tokenizer, id)))));
     const best = [...row.keys()].sort((a, b) => row[b] - row[a]).slice(0, 2)
       .map((s) => `${shown(tokenizer, ids[s])} (place ${s}) ${percent(row[s])}`);
     note.textContent = `Layer ${layer + 1}, head ${head + 1}: the last token, ` +
@@ -113,7 +116,7 @@ export default async function recorder(host, { text }) {
       const small = h("canvas", { "aria-hidden": "true" });
       paint(small, weights, 3, -1);
       return h("button", { type: "button", "data-at": `${l} ${n}`, "aria-label":
-        `Layer ${l + 1}, head ${n + 1}`, onclick: () => choose(l, n, rows, ids) },
+        `Layer ${l + 1}, head ${n + 1}: ${l + 1}.${n + 1}`, onclick: () => choose(l, n, rows, ids) },
       small, h("small", {}, `${l + 1}.${n + 1}`));
     })));
     heads.style.setProperty("--live-columns", Math.min(4, model.cfg.n_head));
@@ -194,8 +197,13 @@ export default async function recorder(host, { text }) {
   }
 
   async function bring(one) {
-    try { show({ ...openRecording(await one.arrayBuffer()), name: `your ${one.name}` }); } catch (e) {
-      plays.textContent = e.message;
+    try {
+      const bytes = await one.arrayBuffer().catch(() => {       // a folder, say
+        throw new Error("This cannot be read: choose the file recording.safetensors of a run.");
+      });
+      show({ ...openRecording(bytes), name: `your ${one.name}` });
+    } catch (error) {
+      plays.textContent = error.message;
     }
   }
 
@@ -209,7 +217,7 @@ export default async function recorder(host, { text }) {
   host.replaceChildren(h("div", { class: "live-row recorder-row" }, play, stepLabel, slider), says,
     h("div", { class: "live-two" }, h("div", {}, chart, key),
       h("div", {}, beginLabel, beginning, story, another)),
-    h("div", {}, sentenceLabel, box),
+    h("div", {}, sentenceLabel, box), words,
     h("div", { class: "live-two" },
       h("div", {}, h("p", { class: "live-head" }, "What comes next?"), bars),
       h("div", {}, h("p", { class: "live-head" }, "What each token reads"),
