@@ -162,7 +162,12 @@ class Recorder:
         "Where the recording lies."
         return self.folder / FILE
 
-    def begin(self, model: GPT, done: int, steps: int) -> None:
+    def begin(
+        self,
+        model: GPT,
+        done: int,           # steps taken
+        steps: int,          # in all
+    ) -> None:
         "Plan what to keep; go on with what a run that was stopped has recorded up to here."
         check_plain(model)
         tokenizer, old = Tokenizer.load(self.folder / "tokenizer.json"), None
