@@ -6,7 +6,7 @@
 __all__ = ['SIZES', 'CHANGES', 'TUNES', 'ORDERS', 'BOOK', 'check_text', 'prompt_of', 'check_writing', 'print_stream',
            'generate_command', 'ask_command', 'tokenize_command', 'print_gguf', 'info_command', 'export_command',
            'out_file', 'eval_command', 'check_minutes', 'given', 'refuse_changes', 'refuse_started', 'changed',
-           'choose_recipe', 'stop_signal', 'progress_line', 'follow', 'train_command', 'choose_tuning',
+           'choose_recipe', 'stop_signal', 'progress_line', 'follow', 'recorder_of', 'train_command', 'choose_tuning',
            'finetune_command', 'plan_command', 'recipes_command', 'note', 'typed', 'print_answer', 'print_tokens',
            'obey', 'chat_template', 'open_chat', 'follow_line', 'chat_command', 'print_sightings', 'zoo_command',
            'page', 'dojo_list_command', 'dojo_start_command', 'dojo_check_command', 'dojo_hint_command',
@@ -308,6 +308,23 @@ def follow(
     return None
 
 # %% ../nbs/88_cli.ipynb #train-command
+def recorder_of(
+    args: argparse.Namespace,
+    folder: Path,              # of the run
+    done: int,                 # steps before
+) -> Callable:                 # watches the run; without --record it goes on with a recording
+    "What records a run, if it is to be recorded."
+    from minigpt.checkpoint import writes_files
+    from minigpt.recorder import FILE, Recorder
+    begun = (folder / FILE).exists()
+    if args.record is None and not begun:
+        return lambda model, done, steps: None
+    if done and not begun and writes_files():
+        print(f"Note: nothing was recorded up to step {done}; the recording begins there",
+              file=sys.stderr)
+    return Recorder(folder, args.record or None)
+
+
 def train_command(args: argparse.Namespace) -> None:
     "Train and show it; Ctrl-C saves and says how to go on. Under torchrun all processes share it."
     from minigpt.sizes import count_parameters
@@ -326,7 +343,7 @@ def train_command(args: argparse.Namespace) -> None:
             print(f"{size:,} parameters, {recipe.steps} steps, seed {recipe.seed}, "
                   f"on {world.device}{several}", file=sys.stderr)
         reports = run(folder, recipe, tensorboard=args.tensorboard, world=world, how=args.spread,
-                      compiled=args.compile)
+                      compiled=args.compile, watch=recorder_of(args, folder, done))
         with stop_signal() as asked:
             stopped = follow(reports, recipe.steps, done, world.is_first,
                              lambda: world.any(asked()))
@@ -372,8 +389,9 @@ def finetune_command(args: argparse.Namespace) -> None:
         print(f"{tuning.steps} steps of {tuning.batch_size} rows of {tuning.context_length}, "
               f"seed {tuning.seed}, on {world.device}", file=sys.stderr)
         with stop_signal() as asked:
-            stopped = follow(tune(folder, device=world.device), tuning.steps, steps_done(folder),
-                             True, asked)
+            done = steps_done(folder)
+            reports = tune(folder, device=world.device, watch=recorder_of(args, folder, done))
+            stopped = follow(reports, tuning.steps, done, True, asked)
     if stopped:
         raise KeyboardInterrupt(f"stopped after step {stopped} and saved; go on with: "
                                 f'minigpt finetune --resume "{folder}"')
@@ -951,6 +969,11 @@ def build_parser() -> Parser:     # knows every command and option
                     description="A small GPT that you can read, train and run on a laptop.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
+    def record(sub: Parser) -> None:
+        sub.add_argument("--record", type=float, nargs="?", const=0.0, metavar="MB",
+                         help="keep snapshots at doubling steps in recording.safetensors, of 8 MB "
+                         "or as many as you say; the book's page plays it")
+
     def command(name: str, action: Callable, text: str, model: bool = True) -> Parser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(action=action)
@@ -1134,6 +1157,7 @@ def build_parser() -> Parser:     # knows every command and option
                      help="under torchrun: every process holds the model (default), or its part")
     sub.add_argument("--tensorboard", action="store_true",
                      help="write TensorBoard's files beside log.jsonl, too")
+    record(sub)
     sub.add_argument("--seed", type=int, help="of weights, text and order; the recipe's by default")
     for option, kind, meaning in (
             ("--batch-size", int, "windows in a step"), ("--lr", float, "Muon's peak rate"),
@@ -1164,6 +1188,7 @@ def build_parser() -> Parser:     # knows every command and option
                      "tinytown, or a file or folder; none by default")
     sub.add_argument("--replay-share", type=float, help="share of the tokens that are old text "
                      "(default: 0.25)")
+    record(sub)
     sub.add_argument("--freeze-all-but", metavar="NAMES", help='what may learn: "last 2" for two '
                      "blocks, or a pattern of names; everything by default")
     sub.add_argument("--seed", type=int, help="another seed, another order (default: 0)")

@@ -37,7 +37,7 @@ from .finetuning import check_examples, freeze, hold_out, pack, text_example
 from .inference import AnyTokenizer, load
 from .model import GPT
 from .optim import adamw_for, muon_for, trapezoid
-from .recipe import Recipe, Report, documents_of, saved_run, text_for_tokenizer
+from .recipe import Recipe, Report, Watch, documents_of, saved_run, text_for_tokenizer
 from .training import train
 from .weights import checkpoint_folder, family_for, read_json, to_huggingface, write_json
 
@@ -344,6 +344,7 @@ def tune(
     save_every: int = 200,         # steps between checkpoints
     tensorboard: bool = False,     # write TensorBoard's files, too
     device: str = "cpu",           # where to calculate
+    watch: Watch = lambda model, done, steps: None,    # sees the model at the start and each step
 ) -> Iterator[Report]:             # one report a step; closing the iterator saves
     "Fine-tune from the newest checkpoint or from the base; log, look, save at intervals."
     folder, tuning = Path(folder), read_tuning(folder)
@@ -366,4 +367,4 @@ def tune(
                              max_grad_norm=tuning.max_grad_norm, objective=answer_loss)
         finish = partial(save_tuned, folder, model, tokenizer, tuning)
         yield from saved_run(folder, train_from, steps, model, optimizers, look, finish,
-                             evaluate_every, save_every, tensorboard)
+                             evaluate_every, save_every, tensorboard, watch=watch)

@@ -7,8 +7,10 @@ import soak
 import torch
 from safetensors.torch import load_file
 
+from minigpt.checkpoint import load_model
 from minigpt.distributed import ALONE, join_world
 from minigpt.recipe import build, read_recipe, run
+from minigpt.recorder import open_recording
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and torchrun: POSIX only")
 JOB = """
@@ -16,10 +18,12 @@ import sys, torch
 from pathlib import Path
 from minigpt.distributed import join_world
 from minigpt.recipe import read_recipe, run
+from minigpt.recorder import Recorder
 folder, how, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 torch.set_num_threads(1)
 with join_world() as world:
-    reports = run(folder, read_recipe(folder), 4, 100, world=world, how=how)
+    reports = run(folder, read_recipe(folder), 4, 100, world=world, how=how,
+                  watch=Recorder(folder))
     for report in reports:
         if report.step.n == steps:
             reports.close()
@@ -79,6 +83,10 @@ def test_two_processes_equal_one_and_hand_over_to_it_and_back(tmp_path, torchrun
     both = soak.start(tmp_path / "both", 12)
     job(both, 2, how)
     assert apart(both, expected) < 1e-5
+    recorded = open_recording(both)                          # whole weights, from the first one
+    assert recorded.steps == tuple(range(13)) and len(recorded.rows) == 12
+    for name, p in load_model(both)[0].named_parameters():
+        assert torch.equal(recorded.weights(12)[name], p.half()), name
     changing = soak.start(tmp_path / "changing", 12)
     job(changing, 2, how, steps=4)
     alone(changing, steps=8)

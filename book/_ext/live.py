@@ -12,6 +12,7 @@ import still
 import still_batching
 import still_chat
 import still_quantize
+import still_recording
 import still_trainer
 import still_zoo
 from docutils import nodes
@@ -19,12 +20,13 @@ from docutils.parsers.rst import directives
 from sphinx.util.docutils import SphinxDirective
 
 BEGIN = {"trainer": still_trainer.NAMES, "zoo": "length",     # parts that do not begin with a story
-         "batching": still_batching.BEGIN}
+         "batching": still_batching.BEGIN, "recording": still_recording.TEXTS}
 ALIVE = {"chat": "you can ask questions of your own",
          "zoo": "you can choose what is paid for, and watch what becomes of it",
          "quantize": "you can choose the bits and the scales, and read what the model then writes",
+         "recording": "you can drag along the run, and watch the model learn",
          "batching": "you can let it run, and choose the arrival rate and the policy"}
-DRAWN_FROM = {"chat": still_chat.WEIGHTS, "zoo": still_zoo.RUNS}
+DRAWN_FROM = {"chat": still_chat.WEIGHTS, "zoo": still_zoo.RUNS, "recording": still_recording.RUN}
 
 
 def attributes(**values: str) -> str:
@@ -152,7 +154,7 @@ def write_files(app, exception) -> None:
     "What the parts fetch: a model, the trainer's text, the zoo's runs, texts to measure a loss on."
     if exception is None and app.builder.format == "html":
         for write in (still.write_model, still_trainer.write_names, still_zoo.write_runs,
-                      still_quantize.write_documents):
+                      still_quantize.write_documents, still_recording.write_recording):
             write(Path(app.outdir))
 
 

@@ -10,6 +10,7 @@ import still_batching
 import still_chat
 import still_graph
 import still_quantize
+import still_recording
 import still_trainer
 import still_zoo
 import torch
@@ -182,4 +183,5 @@ PICTURES = {"tokens": tokens, "attention": attention, "machine": machine, "sampl
             "trainer": still_trainer.trainer,
             "zoo": still_zoo.zoo,
             "quantize": still_quantize.quantize,
-            "batching": still_batching.batching}
+            "batching": still_batching.batching,
+            "recording": still_recording.recording}

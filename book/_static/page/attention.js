@@ -5,6 +5,29 @@ import { field, h, later, modelLine, onModel, percent, promptIds, refill, shade,
 
 const MOST = 40;                                      // tokens, so that a row stays readable
 
+/** Paint one head: rows read, columns are read, the hatched corner is the future. */
+export function paint(canvas, weights, cell, marked) {
+  const T = weights.length, ink = getComputedStyle(document.documentElement);
+  canvas.width = canvas.height = T * cell;
+  const pen = canvas.getContext("2d");
+  pen.fillStyle = pen.strokeStyle = ink.getPropertyValue("--live-ink");
+  weights.forEach((row, t) => row.forEach((w, s) => {
+    pen.globalAlpha = w;
+    pen.fillRect(s * cell, t * cell, cell, cell);
+  }));
+  pen.globalAlpha = 0.25;
+  pen.beginPath();
+  for (let t = 0; t < T; t++) {
+    for (let s = t + 1; s < T; s++) {
+      pen.moveTo(s * cell, (t + 1) * cell);
+      pen.lineTo((s + 1) * cell, t * cell);
+    }
+  }
+  if (cell > 4) pen.stroke();
+  pen.globalAlpha = 1;
+  if (marked >= 0) pen.strokeRect(0.5, marked * cell + 0.5, T * cell - 1, cell - 1);
+}
+
 export default function attention(host, { text }) {
   const [label, box] = field("Your sentence", "textarea",
     { rows: 2, maxlength: 240, spellcheck: "false" });
@@ -44,29 +67,6 @@ export default function attention(host, { text }) {
       (s > 0 && s < reader - 2 && isWord[s] ? Math.max(best, w) : best), 0);
     return rows.flatMap((list, l) => list.map((_, n) => [l, n]))
       .reduce((best, at) => (far(...at) > far(...best) ? at : best));
-  }
-
-  /** Paint one head: rows read, columns are read, the hatched corner is the future. */
-  function paint(canvas, weights, cell, marked) {
-    const T = weights.length, ink = getComputedStyle(host).getPropertyValue("--live-ink");
-    canvas.width = canvas.height = T * cell;
-    const pen = canvas.getContext("2d");
-    pen.fillStyle = pen.strokeStyle = ink;
-    weights.forEach((row, t) => row.forEach((w, s) => {
-      pen.globalAlpha = w;
-      pen.fillRect(s * cell, t * cell, cell, cell);
-    }));
-    pen.globalAlpha = 0.25;
-    pen.beginPath();
-    for (let t = 0; t < T; t++) {
-      for (let s = t + 1; s < T; s++) {
-        pen.moveTo(s * cell, (t + 1) * cell);
-        pen.lineTo((s + 1) * cell, t * cell);
-      }
-    }
-    if (cell > 4) pen.stroke();
-    pen.globalAlpha = 1;
-    if (marked >= 0) pen.strokeRect(0.5, marked * cell + 0.5, T * cell - 1, cell - 1);
   }
 
   /** Show what a token reads: the chosen one, or for a moment the one under the pointer. */

@@ -106,8 +106,8 @@ function widen(values, dtype) {
   });
 }
 
-/** A .safetensors file: { about, tensors: name -> Float32Array, row after row }. */
-export function readSafetensors(buffer) {
+/** A .safetensors file: { about, tensors: name -> Float32Array, row after row }, those wanted. */
+export function readSafetensors(buffer, wanted = () => true) {
   const size = buffer.byteLength < 8 ? Infinity
     : Number(new DataView(buffer).getBigUint64(0, true));
   if (8 + size > buffer.byteLength) throw new Error("This is not a whole .safetensors file.");
@@ -117,6 +117,7 @@ export function readSafetensors(buffer) {
   for (const [name, { dtype, data_offsets: [from, to] }] of Object.entries(entries)) {
     if (!KINDS[dtype]) continue;                     // a checkpoint's counters, say
     if (8 + size + to > buffer.byteLength) throw new Error(`The file ends within ${name}.`);
+    if (!wanted(name)) continue;
     tensors.set(name, widen(new KINDS[dtype](buffer.slice(8 + size + from, 8 + size + to)), dtype));
   }
   for (const name of Object.keys(entries).filter((n) => entries[n].dtype === "I8")) {

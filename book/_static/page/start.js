@@ -2,8 +2,9 @@
 const PARTS = { tokens: "tokens.js", attention: "attention.js", machine: "machine.js",
   sampler: "sampler.js", story: "sampler.js", cache: "cache.js",
   kin: "kin.js", graph: "graph.js", trainer: "trainer.js", chat: "chat.js",
-  zoo: "zoo.js", quantize: "quantize.js", batching: "batching.js" };
-const ALONE = new Set(["graph", "trainer", "zoo", "quantize", "batching"]);  // run no shelf's model
+  zoo: "zoo.js", quantize: "quantize.js", batching: "batching.js", recording: "recorder.js" };
+const ALONE = new Set(["graph", "trainer", "zoo", "quantize", "batching",
+  "recording"]);                                       // run no shelf's model
 
 async function wake(host) {
   const { live, text } = host.dataset, still = [...host.childNodes];
