@@ -117,7 +117,7 @@ Form = Literal["sum", "shared"]
 class Law:
     "What N weights and D tokens leave above the floor, as a sum or with a shared factor."
     floor: float          # what no model can beat, in the unit of the losses
-    a: float              # what one weight alone would leave above it
+    a: float              # what one weight alone (and one token) would leave above it
     alpha: float          # the exponent of the weights
     b: float              # what one token alone would leave above it
     beta: float           # the exponent of the tokens
