@@ -5,6 +5,7 @@
     python -m benchmarks.scaling predict     # write down what they say about the large model
     python -m benchmarks.scaling large       # and only then train it, three seeds: 50 minutes
     python -m benchmarks.scaling mistakes    # a low rate for all, no cooldown: 12 minutes
+    python -m benchmarks.scaling people      # who is known when, in one run: 3 minutes
     python -m benchmarks.scaling recipe      # the Tinytown recipe, short and narrow: 20 minutes
     python -m benchmarks.scaling law         # fit the law that `minigpt plan` uses
     python -m benchmarks.scaling plan        # what `plan` expects of two budgets, and what comes
@@ -145,6 +146,30 @@ def jobs_of(part: str) -> list[dict]:
     raise ValueError(part)
 
 
+def people() -> None:
+    "Ask about people of different fame while one model learns."
+    text, ranks, rows = county(), (0, 2, 7, 20), []
+    steps = 2_000_000 // 1024
+
+    def look(model: torch.nn.Module, n: int) -> None:
+        if n != steps and n not in {round(2 ** (i / 3)) for i in range(15, 40)}:
+            return
+        model.eval()
+        asked = probe(model, text[0], text[1])
+        model.train()
+        row: dict = {"n_tokens": n * 1024, "nats": round(sum(a[1] for a in asked) / len(asked), 4),
+                     "right": sum(a[2] for a in asked) / len(asked)}
+        for rank in ranks:
+            some = [a for a in asked if a[0] == rank]
+            row[str(rank)] = [round(sum(a[1] for a in some) / len(some), 4),
+                              sum(a[2] for a in some)]
+        rows.append(row)
+        print(row, flush=True)
+    train_small(text[2], text[1], 64, 2_000_000, LR, ADAMW_LR, look=look)
+    with LOCK:
+        write(read() | {"people": rows})
+
+
 def planned(n_layer: int, d_model: int, n_head: int, n_tokens: int) -> Recipe:
     "The Tinytown recipe in another size, for as many tokens."
     recipe = sized(RECIPES["tinytown"], n_layer, d_model, n_head, 8)
@@ -251,8 +276,8 @@ def predict() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=["rates", "grid", "predict", "large", "mistakes", "recipe",
-                                         "law", "plan"])
+    parser.add_argument("part", choices=["rates", "grid", "predict", "large", "mistakes",
+                                         "people", "recipe", "law", "plan"])
     parser.add_argument("--share", default="0/1", help="i/n: every n-th run, from the i-th")
     args = parser.parse_args()
     share = tuple(map(int, args.share.split("/")))
@@ -262,6 +287,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if args.part == "predict":
         predict()
+    elif args.part == "people":
+        people()
     elif args.part == "recipe":
         recipe_runs(share)
     elif args.part == "law":

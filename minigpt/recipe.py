@@ -23,7 +23,7 @@ import torch
 
 from .checkpoint import checkpoints_in, load_checkpoint, only_run
 from .checkpoint import save_checkpoint, save_model, write_whole
-from .config import ModelConfig
+from .config import ModelConfig, old_names
 from .data import Batches, dataset_documents, load_tokens, read_documents
 from .data import split_stream, stdlib_text, write_tokens
 from .distributed import ALONE, SPREADS, World, replicate, shard
@@ -159,6 +159,9 @@ def sized(
                     vocab_size=base.vocab_size)
     return replace(base, model=model, batch_size=batch_size,
                    adamw_lr=base.adamw_lr * min(1.0, base.model.d_model / d_model))
+
+# %% ../nbs/46_recipe.ipynb #getattr
+__getattr__ = old_names(__name__, plan="scaling", SIZES="scaling")
 
 # %% ../nbs/46_recipe.ipynb #write-recipe
 def write_recipe(

@@ -10,7 +10,7 @@ __all__ = ['Form', 'Points', 'SIZES', 'County', 'small_config', 'train_small', '
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
@@ -96,6 +96,7 @@ def train_small(
     adamw_lr: float = 0.02,   # AdamW's peak rate
     cooldown: float = 0.8,    # share of the steps in which the rate comes down to nothing
     seed: int = 0,            # of the weights and the order
+    look: Callable[[GPT, int], object] = lambda model, steps: None,      # after each step
 ) -> GPT:
     "One run of the family: 1,024 tokens a step."
     torch.manual_seed(seed)
@@ -104,8 +105,8 @@ def train_small(
     steps = n_tokens // (16 * 64)
     schedule = partial(trapezoid, steps=steps, warmup=max(1, steps // 50),
                        cooldown=int(cooldown * steps))
-    for _ in train(model, batches, muon_for(model, lr, adamw_lr, 0.02), steps, schedule):
-        pass
+    for step in train(model, batches, muon_for(model, lr, adamw_lr, 0.02), steps, schedule):
+        look(model, step.n)
     return model.eval()
 
 # %% ../nbs/47_scaling.ipynb #law
@@ -149,7 +150,7 @@ class Law:
                              "weights always pay, so there is no best size")
         return n_weights, flops / 6 / n_weights
 
-
+# %% ../nbs/47_scaling.ipynb #points
 Points = Sequence[tuple[float, float, float]]     # (weights, tokens, loss) of each run
 
 
@@ -199,7 +200,7 @@ def fit_law(
     return Law(float(floor if floor is not None else math.exp(p[4])), math.exp(p[0] + moved),
                alpha, math.exp(p[2] + beta * middle_D), beta, form)
 
-
+# %% ../nbs/47_scaling.ipynb #interval
 def interval(
     points: Points,                   # the runs that the law is fitted to
     n_weights: float,                 # of the model that is still to be trained
