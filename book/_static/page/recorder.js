@@ -3,7 +3,7 @@ import { paint } from "./attention.js";
 import { openRecording, read, write } from "./recording.js";
 import { field, h, later, percent, promptIds, refill, shade, shown } from "./shell.js";
 
-const BEAT = 1100, BARS = 6, MOST = 24, LONGEST = 60, TEMPERATURE = 0.7;
+const BEAT = 1100, BARS = 6, MOST = 24, LONGEST = 60, TEMPERATURE = 0.5;
 const number = (n) => n.toLocaleString("en");
 
 /** Where a step stands on an axis of doublings, from 0 to 100; step 0 is its left end. */
