@@ -235,7 +235,7 @@ def fit_recipe() -> None:
     write(book)
 
 
-def check_plan(minutes: tuple[float, ...] = (2, 5)) -> None:
+def check_plan(minutes: tuple[float, ...] = (2, 4)) -> None:
     "What `minigpt plan` expects of so many minutes on this machine, and what comes."
     folder = prepared()
     for budget in minutes:
