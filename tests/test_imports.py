@@ -18,7 +18,8 @@ NEEDS = {"torch", "numpy", "safetensors", "tiktoken", "regex", "tqdm",     # reg
          "filelock", "threadpoolctl"}
 ON_DEMAND = {"weights": {"tokenizers", "huggingface_hub"}, "constrained": {"llguidance"},
              "data": {"datasets"}, "evaluation": {"lm_eval"}, "export": {"onnx"},
-             "chat": {"jinja2"}, "server": {"starlette", "uvicorn", "prometheus_client"}}
+             "chat": {"jinja2"}, "scaling": {"scipy"},
+             "server": {"starlette", "uvicorn", "prometheus_client"}}
 each_module = pytest.mark.parametrize("name", sorted(SOURCES))
 
 
