@@ -226,6 +226,15 @@ def test_a_correction_supersedes_and_the_past_can_be_asked():
         assert memory.retract("Abel", "lives in") == 0
 
 
+def test_a_fact_holds_from_its_moment_until_it_is_taken_back():
+    with Memory(":memory:") as memory:
+        memory.write("Abel", "has", "a goat", at="2026-01-02T12:00")
+        memory.retract("Abel", "has", at="2026-01-09T12:00")
+        for at, known in (("2026-01-02T11:59", False), ("2026-01-02T12:00", True),
+                          ("2026-01-09T11:59", True), ("2026-01-09T12:00", False)):
+            assert bool(memory.recall("Abel", at=at)) == known, at
+
+
 def test_two_facts_of_one_moment_count_in_their_order():
     with Memory(":memory:") as memory:
         for value in "abc":

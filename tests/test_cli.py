@@ -444,6 +444,10 @@ def test_a_story_is_told_at_seven_tenths_and_an_answer_at_zero(run, saved):
         assert default == said != other
 
 
+def test_an_answer_is_one_line(run):
+    assert run("ask", "Where does Abel live?") == (0, " Abel lives on Bridge Road.\n", [])
+
+
 def test_standard_input_is_a_prompt(run, saved, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("Rosa and\nTom\n"))
     code, out, errors = run("tokenize", "-", "--checkpoint", saved)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
+from conftest import near
 
 from minigpt.beam_search import beam_search
 from minigpt.cache import KVCache
@@ -79,6 +80,43 @@ def test_log_probabilities_are_the_model_s_own(shipped):
         logprobs = model(ids)[0].log_softmax(-1)[len(prompt) - 1:-1]
     expected = logprobs.gather(1, torch.tensor(first.ids)[:, None]).squeeze(1)
     torch.testing.assert_close(torch.tensor(first.logprobs), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_text_ends_before_its_stop_token_and_its_stop_string(shipped):
+    model, tokenizer = shipped
+    prompt, greedy = PROMPTS[1], [temperature(0)]
+    ids = list(generate_ids(model, tokenizer.prompt_ids(prompt), 12, greedy))
+    whole = "".join(complete(model, tokenizer, prompt, 12, greedy))
+    for i in dict.fromkeys(ids):
+        assert list(generate_ids(model, tokenizer.prompt_ids(prompt), 12, greedy, stop_ids=[i])) \
+            == ids[:ids.index(i)]
+    for a, b in itertools.product(range(1, 12, 3), (1, 4, 9)):
+        stop = whole[a:a + b]
+        assert "".join(complete(model, tokenizer, prompt, 12, greedy, stop=["no", stop])) \
+            == whole[:whole.index(stop)]
+
+
+def test_log_probabilities_are_the_model_s_own_under_a_grammar():
+    model, allowed = loud_model(), torch.tensor([False, True, True] + [False] * 5)
+    text = Writing([1, 2, 3], seeded(), 3, logprobs=[])
+    for _ in write(model, [text], 6, [temperature(0.5)], allowed=lambda ids: allowed):
+        pass
+    with torch.no_grad():
+        own = model(torch.tensor([text.ids]))[0].log_softmax(-1)[2:-1]
+    assert set(text.new) <= {1, 2}
+    torch.testing.assert_close(torch.tensor(text.logprobs),
+                               own.gather(1, torch.tensor(text.new)[:, None])[:, 0])
+
+
+def test_penalties_count_no_marker():
+    "A rule sees the texts with -1 where a marker stands, and before a shorter one."
+    seen, model = [], loud_model()
+    texts = [Writing([0, 3, 4], seeded(), 3), Writing([0, 5], seeded(), 2)]
+    look = lambda logits, past: seen.append(past.clone()) or logits
+    for _ in write(model, texts, 2, [look, banned([0])], [0]):
+        pass
+    assert seen[0].tolist() == [[-1, 3, 4], [-1, -1, 5]]
+    assert seen[1][:, -1].tolist() == [text.new[0] for text in texts]
 
 
 def test_finish_says_why(shipped):
@@ -256,6 +294,18 @@ def test_a_fallen_proposal_is_redrawn_from_what_is_left():
     assert 900 < sum(d[0] for d in drawn) < 1100
 
 
+def test_accepted_or_redrawn_a_token_comes_as_often_as_p_says():
+    "Where the two overlap: the proposal is drawn from q, and what stands in its place from p."
+    p = torch.tensor([[0.5, 0.2, 0.2, 0.1], [0.0, 0, 0, 1]], dtype=torch.float64)
+    q = torch.tensor([[0.1, 0.6, 0.2, 0.1]], dtype=torch.float64)
+    rng, n = seeded(), 4000
+    proposed = torch.multinomial(q[0], n, replacement=True, generator=rng).tolist()
+    drawn = [accept(p, q, [token], rng) for token in proposed]
+    assert chi_square(torch.tensor([d[0] for d in drawn]).bincount(minlength=4), n * p[0]) < 4
+    assert all(d[1:] in ([], [3]) for d in drawn)
+    assert near(sum(len(d) == 2 for d in drawn), 0.1 + 0.2 + 0.2 + 0.1, n)       # min(p, q)
+
+
 def test_speculation_refuses_strangers():
     with pytest.raises(ValueError, match="vocab_size=9"):
         list(speculative_generate(loud_model(), loud_model(vocab_size=9), [1]))
@@ -365,6 +415,16 @@ def test_a_choice_keeps_the_model_s_chances(shipped):
     assert {c.text for c in drawn} <= {" Bridge Road", " Mill Lane", " Barley Street"}
     assert complete_batch(model, tokenizer, [prompt], 20, [temperature(0)],
                           allowed=allowed)[0].text == " Bridge Road"
+
+
+def test_a_text_ends_where_its_grammar_does_and_nowhere_before(shipped):
+    tokenizer = shipped[1]
+    allowed, stops = is_one_of(tokenizer, ["Mill", "Mill Lane"]), sorted(tokenizer.stop_ids)
+    for text, may_end in (("", False), ("Mi", False), ("Mill", True), ("Mill La", False),
+                          ("Mill Lane", True)):
+        mask = allowed(tokenizer.encode(text))
+        assert mask[stops].tolist() == [may_end] * len(stops), text
+        assert mask.any()
 
 
 def test_a_grammar_that_cannot_be_is_named(shipped):

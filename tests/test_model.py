@@ -169,6 +169,13 @@ def test_generation_equals_reading_everything_again_each_time(model):
     assert list(generate_ids(model, ids, 30, [temperature(0)], overflow="slide")) == expected
 
 
+def test_a_cache_keeps_only_what_the_query_heads_share():
+    "Bytes by hand: keys and values of two heads for a layer and token, or a latent and its turn."
+    assert KVCache(LIKE_LLAMA, 3, 5).nbytes == 4 * 2 * (2 * 8) * 2 * 3 * 5
+    assert KVCache(VARIATIONS["latent"], 3, 5, "bfloat16").nbytes == 2 * (12 + 6) * 2 * 3 * 5
+    assert memory_bytes(LIKE_LLAMA)["cache_per_token"] == 4 * 2 * (2 * 8) * 2
+
+
 def test_a_cache_works_where_gradients_are_on(model):
     cache = KVCache(model.cfg, batch_size=2)
     pieces = [model(ids, cache) for ids in random_ids().split(3, dim=1)]

@@ -55,6 +55,39 @@ def test_no_schedule_leaves_its_range_even_after_the_end():
         assert 0.1 - 1e-9 <= warmup_cosine(n, steps=100, warmup=5) <= 1 or n < 5
 
 
+def test_schedules_by_hand():
+    warm = [warmup_cosine(n, steps=8, warmup=4) for n in (0, 1, 3, 4, 6, 8)]
+    assert warm == pytest.approx([0.25, 0.5, 1, 1, 0.55, 0.1])
+    flat = [trapezoid(n, steps=8, warmup=2, cooldown=4) for n in range(8)]
+    assert flat == [0.5, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("max_norm", [0.1, 1.0, 100.0])
+def test_clipping_is_pytorch_s(max_norm):
+    ours, theirs = ([torch.zeros(2, 3), torch.zeros(4)] for _ in range(2))
+    for params in (ours, theirs):
+        for n, p in enumerate(params, 1):
+            p.grad = n * torch.arange(p.numel()).view_as(p) / 4
+    length = torch.nn.utils.clip_grad_norm_(theirs, max_norm).item()
+    assert clip_gradients(ours, max_norm) == pytest.approx(length)
+    for p, q in zip(ours, theirs):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
+def test_matrices_decay_and_vectors_do_not():
+    model = GPT(ModelConfig(vocab_size=20, context_length=8, n_layer=1, n_head=2, n_kv_head=1,
+                            d_model=16, d_ff=16, bias=True))
+    named = {id(p): name for name, p in model.named_parameters()}
+    [adamw], muon = adamw_for(model, weight_decay=0.3), muon_for(model, weight_decay=0.3)
+    for optimizers in ([adamw], muon):
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        assert sorted(id(p) for group in groups for p in group["params"]) == sorted(named)
+        for group in groups:
+            for p in group["params"]:
+                embedding = named[id(p)] == "embedding.weight" and optimizers is muon
+                assert (group["weight_decay"] == 0.3) == (p.ndim == 2 and not embedding)
+
+
 def test_nothing_to_clip_is_no_error():
     assert clip_gradients([torch.zeros(3, requires_grad=True)], 1.0) == 0.0
 

@@ -95,6 +95,20 @@ def test_what_is_measured_is_what_float32_measures(kind, device, dtype):
             torch.testing.assert_close(sums, torch.ones_like(sums), atol=0.01, rtol=0)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "latent"])
+@torch.no_grad()
+def test_attention_rows_blend_to_what_attention_says(kind):
+    model, said, ids = build(kind), [], [1, 2, 3, 4, 5, 6, 7]
+    for block in model.blocks:
+        block.attention.value.register_forward_hook(lambda _, x, y: said.append(y[0]))
+        block.attention.out.register_forward_pre_hook(lambda _, x: said.append(x[0][0]))
+    model(torch.tensor([ids]))
+    for rows, values, blend in zip(attention_rows(model, ids), said[::2], said[1::2]):
+        values = values.unflatten(-1, (-1, model.cfg.d_head)).transpose(0, 1)        # (G, T, Dh)
+        values = values.repeat_interleave(len(rows) // len(values), dim=0)
+        torch.testing.assert_close((rows @ values).transpose(0, 1).flatten(1), blend)
+
+
 @each_place
 def test_a_golden_file_is_written_wherever_the_model_is(device, dtype, tokenizer):
     torch.manual_seed(0)

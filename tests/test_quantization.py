@@ -302,6 +302,17 @@ def test_gptq_is_the_textbook(symmetric, act_order, group):
     assert (ours != plain.dequantize()).any()
 
 
+def test_gptq_is_the_textbook_beyond_its_first_block_of_columns():
+    weight, x = numbers(3, 160, seed=4), correlated(400, 160, 5)
+    hessian = x.T @ x
+    plain = quantize(weight, 3, 8)                   # 16 groups make a block of 128 columns
+    order = (hessian.diagonal() + 0.01 * hessian.diagonal().mean()).argsort(descending=True)
+    theirs = textbook(weight, hessian, plain.scales, torch.full(plain.scales.shape, 4), 3, 1, 8,
+                      0.01, order.tolist())
+    ours = gptq(weight, hessian, 3, 8, act_order=True).dequantize()
+    assert ((ours - theirs).abs() > 1e-5).float().mean() < 0.01        # float32 may round a tie
+
+
 def test_gptq_chooses_a_groups_scales_when_it_gets_there():
     weight, x = numbers(5, 24, seed=6), correlated(60, 24, 7)
     hessian = x.T @ x

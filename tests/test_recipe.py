@@ -15,7 +15,7 @@ import torch
 
 from minigpt.checkpoint import checkpoints_in, load_model, only_run
 from minigpt.data import Batches
-from minigpt.recipe import is_started, read_recipe, run, write_recipe
+from minigpt.recipe import RECIPES, documents_of, is_started, read_recipe, run, write_recipe
 from minigpt.training import TrainingDiverged, train
 
 
@@ -82,6 +82,18 @@ def test_the_log_has_each_step_once_and_tells_what_a_step_did(folder):
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert rows[0].keys() >= {"loss", "lr", "grad_norm", "seconds", "tokens_per_second"}
     assert ["validation" in row for row in rows] == [n % 6 == 0 for n in range(1, 13)]
+
+
+def test_validation_shares_no_document_with_training():
+    recipe = replace(RECIPES["small"], megabytes=0.1)
+    training, held_out = ([*documents_of(recipe, part)] for part in (False, True))
+    assert len(held_out) > 20 and training[:20] != held_out[:20]
+    assert not {text for text in training if len(text) > 100} & set(held_out)
+
+
+def test_a_run_ends_with_a_look_whatever_the_interval(folder):
+    seen = [r.validation is not None for r in run(folder, read_recipe(folder), evaluate_every=5)]
+    assert [n for n, looked in enumerate(seen, 1) if looked] == [5, 10, 12]
 
 
 def test_tensorboard_is_asked_for_by_name_where_it_is_missing(folder, monkeypatch):

@@ -54,6 +54,16 @@ def test_each_row_is_reshaped_alone():
         torch.testing.assert_close(rule(logits, past), alone)
 
 
+def test_temperature_divides_and_the_rules_keep_what_they_should():
+    "Chances that can be worked out on paper."
+    chances = lambda logits, rule: [round(p, 4) for p in rule(logits).softmax(-1)[0].tolist()]
+    assert chances(torch.tensor([[math.log(3), 0]]), temperature(0.5)) == [0.9, 0.1]
+    logits = torch.tensor([[0.2, 0.5, 0.3]]).log()
+    assert chances(logits, top_p(0.49)) == [0, 1, 0]
+    for rule in (top_p(0.6), min_p(0.5), top_k(2)):
+        assert chances(logits, rule) == [0, 0.625, 0.375]
+
+
 @pytest.mark.parametrize("n", [2, 3, 50])
 def test_ties_are_cut_exactly(n):
     tie = torch.zeros(2, n)

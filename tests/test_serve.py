@@ -456,13 +456,14 @@ def test_clients_take_turns(loud):
         if output.finish:
             order.append(output.name)
     for n in range(100):
-        engine.add(Request([1], 1, name=f"many {n}", client="many"), listener)
+        engine.add(Request([1], 2, name=f"many {n}", client="many"), listener)
     for _ in range(5):
         engine.step()
-    engine.add(Request([1], 1, name="one", client="one"), listener)
+    engine.add(Request([1], 2, name="one", client="one"), listener)
     for n in range(3):
-        engine.add(Request([1], 1, name=f"few {n}", client="few"), listener)
+        engine.add(Request([1], 2, name=f"few {n}", client="few"), listener)
     served = len(order)
+    assert served < 10                                   # of two tokens each, so most still wait
     while engine.step():
         pass
     assert order.index("one") <= served + 1
@@ -590,6 +591,9 @@ def test_the_longest_known_beginning_is_found_and_the_last_token_is_left():
     assert prefix.n_tokens == BLOCK * len({tuple(s[:n]) for s in stored
                                            for n in range(BLOCK, len(s) + 1, BLOCK)})
     assert prefix.nbytes == prefix.n_tokens * 4 * 4
+    whole = [3] * 3 * BLOCK                          # something is read, or there were no scores
+    prefix.store(whole, text_of(whole))
+    assert found(prefix, whole) == 2 * BLOCK and found(prefix, [*whole, 0]) == 3 * BLOCK
 
 
 def test_what_was_unused_for_longest_is_forgotten_from_its_end():

@@ -1,6 +1,7 @@
 "Laws of the server: OpenAI's own client finds all that it knows, and each answer is `complete`'s."
 import asyncio
 import base64
+import hmac
 import http.client
 import json
 import os
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from minigpt import generate, load
 from minigpt.agent import Agent
 from minigpt.chat import Chat, add_chat_tokens
 from minigpt.inference import complete, complete_batch
-from minigpt.server import is_local, read_keys, running_server
+from minigpt.server import Gate, Refused, Settings, is_local, read_keys, running_server
 from minigpt.tools import Tool, Toolbox
 
 openai = pytest.importorskip("openai", reason="needs the package openai")
@@ -705,6 +706,23 @@ def test_keys_come_from_the_environment_and_from_a_file(tmp_path, monkeypatch):
     monkeypatch.setenv("MINIGPT_API_KEY", "short")
     with refused("8 to 512"):
         read_keys()
+
+
+def test_every_key_is_compared_and_in_constant_time(monkeypatch):
+    "How long a refusal takes tells neither how much of a key was right nor which one."
+    compared, compare = [], hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest",
+                        lambda a, b: compared.append((len(a), len(b))) or compare(a, b))
+    gate = Gate(None, None, Settings(api_keys=["first-key-1", "second-key"]), None)
+    for given, path, welcome in (
+            ("Bearer first-key-1", "/v1/models", True), ("Bearer second-key", "/metrics", True),
+            ("", "/health", True), ("Bearer first-key-2", "/v1/models", False),
+            ("Bearer first-key-", "/metrics", False), ("", "/tokenize", False)):
+        compared.clear()
+        scope, headers = {"path": path, "method": "GET"}, {b"authorization": given.encode()}
+        with nullcontext() if welcome else pytest.raises(Refused, match="missing or wrong"):
+            gate.check(scope, headers)
+        assert compared == [(32, 32)] * 2
 
 
 def test_only_loopback_is_local():

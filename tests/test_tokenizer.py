@@ -3,6 +3,7 @@ import json
 import os
 import random
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,15 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.tokenizer import END_OF_TEXT, Tokenizer, encode_chunk, split_chunks, train_tokenizer
+from minigpt.tokenizer import (
+    END_OF_TEXT,
+    Tokenizer,
+    count_chunks,
+    encode_chunk,
+    learn_tokens,
+    split_chunks,
+    train_tokenizer,
+)
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"         # optional, beside the checkout
 SOME_TEXT = "Rosa and Tom baked a cake. Tom's cake was larger than Rosa's cake, and it sank.\n" * 20
@@ -101,6 +110,32 @@ def test_vocabularies_are_the_same_for_any_order_of_documents(docs, size):
     learned = train_tokenizer(docs, size)
     assert learned.tokens == train_tokenizer(docs[::-1], size).tokens
     assert 257 <= learned.vocab_size <= size and len(set(learned.tokens)) == len(learned.tokens)
+
+
+def tokens_by_counting_anew(counts, n_tokens):
+    "The same vocabulary the slow way: after each merge every pair is counted again."
+    tokens = [bytes([b]) for b in range(256)]
+    chunks = [([*chunk], n) for chunk, n in counts.items()]
+    while len(tokens) < n_tokens:
+        pairs = Counter()
+        for ids, n in chunks:
+            for pair in zip(ids, ids[1:]):
+                pairs[pair] += n * (tokens[pair[0]] + tokens[pair[1]] not in tokens)
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair), default=None)
+        if not pairs[best]:
+            break
+        tokens.append(tokens[best[0]] + tokens[best[1]])
+        for ids, _ in chunks:
+            for i in range(len(ids)):
+                if tuple(ids[i:i + 2]) == best:
+                    ids[i:i + 2] = [len(tokens) - 1]
+    return tokens
+
+
+@given(st.lists(st.text(alphabet="ab c", max_size=60), min_size=1, max_size=3))
+def test_the_commonest_pair_is_merged_each_time(docs):
+    counts = count_chunks(docs)
+    assert learn_tokens(counts, 275) == tokens_by_counting_anew(counts, 275)
 
 
 # --- long texts and markers: always as the saved file's in `tokenizers`

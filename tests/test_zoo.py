@@ -103,6 +103,18 @@ def test_what_is_paid(register, asked):
     assert right_not_false(told, "Dunca likes to go to the fountain.") == -1
 
 
+def test_only_what_is_quoted_in_one_piece_pays(asked):
+    told = asked[0]
+    given = told.messages[-1]["content"].split()
+    pieces = {tuple(given[a:b]) for b in range(len(given) + 1) for a in range(b)}
+    for n in range(1, 9):
+        for text in (given[:n], given[::-1][:n], given[:n] + ["xyz"] + given[n + 1:2 * n],
+                     given[:2 * n:2], given[n:] + given[:n]):
+            runs = [b - a for b in range(len(text) + 1) for a in range(b)
+                    if tuple(text[a:b]) in pieces]
+            assert quoted(told, " ".join(text)) == max(runs)
+
+
 @pytest.fixture(scope="module")
 def cages(shipped, register):
     "Every cage, hacked and cured; one judge does for both."
