@@ -42,7 +42,7 @@ from .machine import ROOT
 FILE = shipped_model().parent / "scaling.json"
 LOCK = FileLock(ROOT / "runs" / "scaling.lock")     # several processes may share the work
 WIDTHS, BUDGETS, SEEDS = (24, 32, 48, 64), (500_000, 1_000_000, 2_000_000), (0, 1, 2)
-LR, ADAMW_LR = 0.04, 0.01           # what `rates` finds for every width
+LR, ADAMW_LR = 0.04, 0.01    # each the best of its row in `rates`; the pair is not among them
 LARGE = {"width": 208, "n_tokens": 4_000_000}
 N_DOCUMENTS, N_HELD_OUT, N_FAMOUS = 200_000, 10_000, 64
 
