@@ -23,7 +23,7 @@ export function drawing(rows, last, step) {
     .map((row) => ({ ...row, loss: row.validation }));
   const every = Math.ceil(top / 7), x = place(step, last).toFixed(2);
   const ups = Array.from({ length: Math.floor(top / every) + 1 }, (_, i) => i * every);
-  const alongs = [1, 10, 100, 1e3, 1e4, 1e5].filter((n) => place(n, last) < 85);
+  const alongs = [1, 10, 100, 1e3, 1e4, 1e5].filter((n) => place(n, last) < 68);
   return { paths: [...ups.map((v) => path("rule", `M0 ${(100 * (1 - v / top)).toFixed(2)}H100`)),
     path("train", line(rows)), path("counted", line(looks)), path("held", `M${x} 0V100`)].join(""),
   ups: ups.map((v) => [v, 100 * (1 - v / top)]),
