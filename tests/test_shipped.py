@@ -38,7 +38,7 @@ def test_the_folder_is_small_and_holds_no_code():
     files = [p for p in shipped_model().rglob("*") if p.is_file()]
     assert {p.name for p in files} >= {"model.safetensors", "config.json", "tokenizer.json",
                                        "facts.json"}
-    assert {p.suffix for p in files} == {".safetensors", ".json"}
+    assert {p.suffix for p in files} == {".safetensors", ".json", ".md"}      # .md: the card
     assert sum(p.stat().st_size for p in files) <= 8e6
 
 

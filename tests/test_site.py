@@ -41,8 +41,9 @@ parts:
 CONFIG = yaml.safe_load((ROOT / "book" / "_config.yml").read_text(encoding="utf-8"))
 # Every address that a chapter has ever had, and has no more: others may still link to it.
 LEFT = """23_data 31_position 32_attention 33_efficient_attention 35_mlp 36_block 37_model
-    38_mixture_of_experts 39_encoder_decoder 43_checkpoints 46_distributed 47_recipe 52_inference
-    53_beam_search 54_speculative 55_constrained 71_real_weights 75_cli 76_page""".split()
+    38_mixture_of_experts 39_encoder_decoder 43_checkpoints 46_distributed 47_grading
+    47_recipe 48_doctor 52_inference 53_beam_search 54_speculative 55_constrained
+    71_real_weights 75_cli 76_page""".split()
 SAYS = 'Marks like <, & and `"` stay what they are.'
 
 
