@@ -43,7 +43,8 @@ class County:
         self.people = [(n, name) for n, town in enumerate(self.towns) for name in town]
         random.Random(n_towns).shuffle(self.people)      # by fame
         fame = [rank ** -steepness for rank in range(1, len(self.people) + 1)]
-        self.shares = [f / sum(fame) for f in fame]      # Zipf's law
+        total = sum(fame)
+        self.shares = [f / total for f in fame]          # Zipf's law
 
     def question(
         self,
