@@ -423,7 +423,8 @@ class Engine:
     @property
     def stats(self) -> Stats:
         "How it does now."
-        t, reading, running = self.totals, len(self.reading), len(self.running)
+        t, reading = self.totals, len(self.reading)
+        running = sum(not job.text.done for job in list(self.running))   # not who has just ended
         return replace(
             t, running=running, reading=reading, waiting=self.n_waiting, finished=dict(t.finished),
             seconds_idle=self.clock() - self.began - t.seconds_busy, kv_bytes=self.cache.nbytes,

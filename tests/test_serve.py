@@ -407,6 +407,20 @@ def test_a_thousand_requests_leave_nothing_behind(loud):
     assert not engine.step()
 
 
+def test_who_has_ended_is_not_counted_among_the_running(loud):
+    engine, seen = Engine(*loud), {}
+
+    def listener(output):
+        if output.finish:          # who hears the end may look at the figures at once
+            stats = engine.stats
+            seen[output.name] = stats.running, stats.reading, stats.waiting
+    for n in range(3):
+        engine.add(Request([5], 2 + 2 * n, name=str(n)), listener)
+    while engine.step():
+        pass
+    assert seen == {"0": (2, 0, 0), "1": (1, 0, 0), "2": (0, 0, 0)}
+
+
 def test_room_follows_the_longest_text_and_not_the_number_of_steps(loud):
     model, tokenizer = loud
     engine = Engine(model, tokenizer, 4, 1000, prefix_tokens=0)
