@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 PY     := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book check-site pdf test mutants sync serve-book bench clean
+.PHONY: help setup book check-site pdf test again mutants sync serve-book bench clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,9 @@ check-site: setup ## check the built site again: files, links, every page in a b
 
 test: setup ## every check: notebooks in step and clean, lint, every notebook run, pytest
 	@$(PY) book/verify.py
+
+again: setup ## measure again what chapters read from nbs/measured: an hour or two
+	@MINIGPT_AGAIN=1 $(PY) book/run.py --measured
 
 mutants: setup ## plant known faults, one at a time: the test named for each must notice it
 	@$(PY) tests/mutants.py

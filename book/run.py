@@ -28,6 +28,7 @@ TIME_LIMIT = int(os.environ.get("NOTEBOOK_SECONDS", 600))  # for one notebook, o
 DIRECTIVE = re.compile(r"^[ \t]*#[ \t]*\|[ \t]*(.*?)[ \t]*$", re.M)
 MENTION = re.compile(r"\bminigpt\b(?:\.([a-z_]\w*))?")
 COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+RECORD = re.compile(r'"(measured/\w+\.json)"')            # a notebook's record of measurements
 RUNNING = re.compile(r"\bRunning: (\d+) (second|minute)")
 
 
@@ -79,10 +80,16 @@ def surroundings() -> str:
     return hashlib.sha256(b"\0".join(parts) + sys.version.encode() + b"1").hexdigest()
 
 
+def records(code: str) -> list[Path]:
+    "Files of results that a notebook's code reads instead of measuring again."
+    return [NOTEBOOKS / name for name in sorted(set(RECORD.findall(code)))]
+
+
 def key(nb) -> str:
     code = [cell.source for cell in nb.cells if cell.cell_type == "code"]
-    sources, rest = package()
-    parts = [*code, surroundings(), rest, *(sources[name] for name in needed("\n".join(code)))]
+    whole, (sources, rest) = "\n".join(code), package()
+    parts = [*code, surroundings(), rest, *(sources[name] for name in needed(whole)),
+             *(path.read_text(encoding="utf-8") for path in records(whole) if path.exists())]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 
@@ -177,8 +184,8 @@ def run(path: Path, progress=lambda cell, total: None) -> Path:
     target = stored(nb)
     if target:
         return target
-    target = STORE / f"{path.stem}.{key(nb)}.ipynb"
     done = execute(path, progress)
+    target = STORE / f"{path.stem}.{key(nb)}.ipynb"          # its record may be a new one now
     STORE.mkdir(parents=True, exist_ok=True)
     for old in STORE.glob(f"{path.stem}.*.ipynb"):
         old.unlink()
@@ -297,6 +304,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run the notebooks that have changed.")
     parser.add_argument("names", nargs="*", help="file names or the numbers they start with")
     parser.add_argument("--again", action="store_true", help="run them even if nothing changed")
+    parser.add_argument("--measured", action="store_true",
+                        help="those that keep a record of measurements, again")
     parser.add_argument("--draft", action="store_true", help="report failures, but do not fail")
     parser.add_argument("--workers", type=int, default=WORKERS, help="how many at a time")
     args = parser.parse_args()
@@ -305,7 +314,9 @@ def main() -> int:
     if not paths:
         print(f"no notebook in nbs/ matches {' '.join(args.names)}", file=sys.stderr)
         return 2
-    if args.again:
+    if args.measured:
+        paths = [p for p in paths if RECORD.search(p.read_text(encoding="utf-8").replace('\\"', '"'))]
+    if args.again or args.measured:
         for path in paths:
             for old in STORE.glob(f"{path.stem}.*.ipynb"):
                 old.unlink()

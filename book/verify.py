@@ -81,8 +81,12 @@ def verify() -> int:
         results["ruff"] = lint.stdout + lint.stderr if lint.returncode else ""
         report(results["ruff"].splitlines())
     with step("Every notebook runs from top to bottom"):
-        paths = run.chapters()
+        paths, records = run.chapters(), contents(run.NOTEBOOKS / "measured", "*.json")
         failures = run.run_all(paths)
+        again = [name for name, text in contents(run.NOTEBOOKS / "measured", "*.json").items()
+                 if text != records.get(name)]
+        results["records"] = "".join(f"nbs/measured/{name} was measured anew, since its code had "
+                                     "changed: read what came, and commit it\n" for name in again)
         results |= {f"nbs/{path.name}": failures.get(path, "") for path in paths}
     print(f"\n{step.summary()}\n\n[4/4] pytest, which reports the checks above as well", flush=True)
     return run_tests(results)
