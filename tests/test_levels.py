@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "book"), str(ROOT / "book" / "_ext")]
 BeautifulSoup = pytest.importorskip("bs4").BeautifulSoup
 pytest.importorskip("sphinx_book_theme")
 import levels  # noqa: E402

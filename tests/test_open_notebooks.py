@@ -13,13 +13,12 @@ import sys
 import venv
 from pathlib import Path
 
+import elsewhere
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "book"))
-import elsewhere  # noqa: E402
 
 SITE = elsewhere.SITE
 QUICK = "54_constrained"      # seconds to run; needs llguidance, matplotlib and the shipped weights

@@ -8,11 +8,16 @@ import random
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import still
+import still_chat
+import still_graph
+import still_trainer
+import still_zoo
 import torch
+from letters_golden import write_golden as write_letters
 from torch import nn
 
 from minigpt import chat
@@ -23,13 +28,6 @@ from minigpt.model import GPT
 from minigpt.page import TALKS, write_golden
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "book"), str(ROOT / "book" / "_ext")]
-import still  # noqa: E402
-import still_chat  # noqa: E402
-import still_graph  # noqa: E402
-import still_trainer  # noqa: E402
-import still_zoo  # noqa: E402
-from letters_golden import write_golden as write_letters  # noqa: E402
 
 PAGE = Path(__file__).parent / "page"
 NODE = shutil.which("node")

@@ -1,12 +1,10 @@
 "The book as one file, on a sample of three pages: bookmarks, page numbers, links, solutions."
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "book"))
 pytest.importorskip("bs4")
 pdf = pytest.importorskip("pdf")
 FOLD = """<p><strong>1. Recall.</strong> Why?</p><div class="cell tag_hide-cell">

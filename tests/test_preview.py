@@ -1,15 +1,13 @@
 "Laws of the text twins: an edit reaches the notebook, its ids stay, and nothing else changes."
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+import twins
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "book"))
-import twins  # noqa: E402
 
 
 @pytest.fixture

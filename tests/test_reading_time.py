@@ -4,16 +4,14 @@
 by more than the band allows, so it only finds a chapter that grew and forgot to say so.
 """
 import re
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+import run
+from chapters import HEAD, LONG, directives
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "book"), str(ROOT / "book" / "_ext")]
-import run  # noqa: E402
-from chapters import HEAD, LONG, directives  # noqa: E402
 
 WORDS, LINES = 220, 25        # a minute
 BAND, SLACK = 1.5, 3          # times or a part of the estimate; or minutes, for short chapters

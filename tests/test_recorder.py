@@ -3,17 +3,18 @@ import json
 import math
 import os
 import random
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import soak
+import still_recording
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_page import KINDS, node
 
+from benchmarks.recording import MEGABYTES, held_out_bits
 from minigpt.checkpoint import (
     fill_model,
     load_model,
@@ -36,11 +37,6 @@ from minigpt.recorder import (
 )
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "book"), str(ROOT / "book" / "_ext")]
-import still_recording  # noqa: E402
-
-sys.path[:0] = [str(ROOT)]
-from benchmarks.recording import MEGABYTES, held_out_bits  # noqa: E402
 
 SMALL = 0.25          # MB: some snapshots of soak's model, fewer than steps
 

@@ -1,23 +1,20 @@
 "Laws of the API reference, of the links in code and of the glossary, before any page is built."
 import ast
 import re
-import sys
 from html import unescape
 from pathlib import Path
 
+import codelinks
+import glossary
 import nbformat
 import pytest
+import reference
+import signatures
 import yaml
 from docutils import nodes
 from docutils.utils import new_document
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "book"), str(ROOT / "book" / "_ext")]
-
-import codelinks  # noqa: E402
-import glossary  # noqa: E402
-import reference  # noqa: E402
-import signatures  # noqa: E402
 
 MODULES = signatures.modules()
 SAMPLE = '''"""A module.

@@ -115,7 +115,6 @@ def test_a_card_and_the_tags_say_what_the_chapter_says(small):
 
 
 def test_a_title_too_long_for_a_card_is_named():
-    sys.path.insert(0, str(ROOT / "book" / "_ext"))
     import cards
     with pytest.raises(ValueError, match="endless endless"):
         cards.draw("MiniGPT", "Chapter 1", "endless " * 20, SAYS, "example.org")

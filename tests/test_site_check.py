@@ -1,14 +1,11 @@
 "The checker of the built site sees each kind of problem, in the page that has it and nowhere else."
 import os
 import re
-import sys
 from pathlib import Path
 
+import check_site
 import psutil
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "book"))
-import check_site  # noqa: E402
 
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>A page</title>

@@ -18,18 +18,16 @@ not sentences that somebody has to understand, and are left out.
 Words that are plain English as well (COMMON) are held to (a) only: a coin has heads too.
 """
 import re
-import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import glossary
+import levels
 import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "book"), str(ROOT / "book" / "_ext")]
-import glossary  # noqa: E402
-import levels  # noqa: E402
 
 LEAST = 5       # words of a sentence that explains
 

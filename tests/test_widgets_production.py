@@ -8,13 +8,15 @@ import random
 import re
 import shutil
 import subprocess
-import sys
 from collections import Counter, deque
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import still
+import still_batching
+import still_quantize
 import torch
 
 from minigpt.checkpoint import load_model, shipped_model
@@ -23,10 +25,6 @@ from minigpt.page import greedy
 from minigpt.tinytown import Tinytown
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "book"), str(ROOT / "book" / "_ext")]
-import still  # noqa: E402
-import still_batching  # noqa: E402
-import still_quantize  # noqa: E402
 
 PAGE = Path(__file__).parent / "page"
 NODE = shutil.which("node")
