@@ -11,12 +11,15 @@ import shutil
 import subprocess
 import sys
 import venv
+from contextlib import suppress
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 import elsewhere
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -215,9 +218,46 @@ def pip_settings() -> dict[str, str]:
     return found | ({"PIP_CACHE_DIR": cache.stdout.strip()} if cache.returncode == 0 else {})
 
 
+def asked_for(*names: str) -> list[Distribution]:
+    "The installed packages that these ask for, and those that these ask for, as pip would find."
+    todo, found, seen = [Requirement(name) for name in names], {}, set()
+    while todo:
+        wanted = todo.pop()
+        if str(wanted) in seen:
+            continue
+        seen.add(str(wanted))
+        try:
+            package = distribution(wanted.name)
+        except PackageNotFoundError:                  # then pip fetches it, or a marker spares it
+            continue
+        found[package.name] = package
+        todo += [need for need in map(Requirement, package.requires or ()) if need.marker is None
+                 or any(need.marker.evaluate({"extra": extra}) for extra in ("", *wanted.extras))]
+    return [package for name, package in found.items() if name != "minigpt"]
+
+
+def link(source: Path, target: Path) -> None:
+    "Let `target` be `source`; where two packages share a folder, a folder of links."
+    if target.is_symlink() and source.is_dir() and target.resolve() != source.resolve():
+        other = target.resolve()
+        target.unlink()
+        target.mkdir()
+        for path in other.iterdir():
+            link(path, target / path.name)
+    if target.is_dir() and not target.is_symlink():
+        for path in source.iterdir():
+            link(path, target / path.name)
+    elif not target.exists():
+        target.symlink_to(source, source.is_dir())
+
+
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
-    "A new Python with Jupyter's kernel only, its surroundings, and a wheel of this checkout."
+    """A new Python, its surroundings, and a wheel of this checkout.
+
+    What the wheel asks for is linked into it from this environment: to copy PyTorch took three
+    minutes. pip, in a chapter's first cell, finds it there, and would fetch what is missing.
+    """
     place = tmp_path_factory.mktemp("fresh")
     source, home = place / "source", place / "home"
     home.mkdir()
@@ -234,6 +274,12 @@ def fresh(tmp_path_factory):
         "HOME": str(home), "USERPROFILE": str(home), "PYTHONUTF8": "1",
         # the pinned versions: a new release of somebody else must not fail this test
         "PIP_CONSTRAINT": str(ROOT / "requirements.txt"), "PIP_NO_COMPILE": "1", **pip_settings()}
+    site = subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+                          env=env, check=True, capture_output=True, text=True).stdout.strip()
+    with suppress(OSError):                           # Windows may allow no links: pip copies
+        for package in asked_for("minigpt[notebooks]", "ipykernel"):
+            for top in {file.parts[0] for file in package.files or ()} - {"..", "__pycache__"}:
+                link(Path(package.locate_file(top)), Path(site, top))
     got = subprocess.run([python, "-m", "pip", "install", "--quiet", "--retries", "0", "ipykernel"],
                          env=env, capture_output=True, text=True)
     if got.returncode:
