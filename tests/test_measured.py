@@ -14,23 +14,51 @@ from minigpt.measured import Record, code_fingerprint, sources
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTER = """
     import math
-    from functools import lru_cache
+    from dataclasses import dataclass
+    import torch
     RATE, WAYS, SIZES = 0.1, {"a": {"steps": 3}}, [1, 2]
     twice = lambda x: 2 * x
     RULES = {"square": lambda x: x * x}
 
-    def helper(x):
-        return math.sqrt(twice(x)) + RATE
+    @dataclass
+    class Config:
+        depth: int = 7
 
-    class Model:
+    CFG, DATA, MANY = Config(), torch.arange(5), list(range(1000))
+
+    def helper(x, power=RATE):
+        return math.sqrt(twice(x)) + RATE + power
+
+    def made(n):
+        def inside():
+            return n
+        return inside
+
+    five = made(5)
+
+    class Base:
+        def twist(self):
+            return 11
+
+    class Model(Base):
         width = 4
+
         def forward(self, x):
-            return x + self.width
+            return x + self.width + self.twist() + self.more + self.extra()
+
+        @property
+        def more(self):
+            return 13
+
+        @staticmethod
+        def extra():
+            return 17
 
     def measure():
         calls.append(1)
         inner = lambda: helper(SIZES[0])
-        return [inner(), Model().forward(1), RULES["square"](3), WAYS["a"]["steps"]]
+        return [inner(), Model().forward(1), RULES["square"](3), WAYS["a"]["steps"], CFG.depth,
+                five(), len(DATA), len(MANY)]
 
     def other():
         return unrelated()
@@ -76,7 +104,11 @@ def test_a_result_is_measured_once(write, tmp_path, capsys):
     ("+ RATE", "- RATE"),                                               # what a function calls
     ("width = 4", "width = 5"), ("x + self.width", "x - self.width"),   # a class's own
     ("SIZES[0]", "SIZES[1]"),                                           # inside a nested function
-    ('["steps"]', '["steps"] + 1'),                                     # the function itself
+    ('["steps"], CFG', '["steps"] + 1, CFG'),                           # the function itself
+    ("depth: int = 7", "depth: int = 8"), ("Config(), t", "Config(9), t"),   # a dataclass
+    ("arange(5)", "arange(6)"), ("range(1000)", "range(1001)"),         # how much data
+    ("power=RATE", "power=2 * RATE"), ("made(5)", "made(6)"),           # a default, what is around
+    ("return 11", "return 12"), ("return 13", "return 14"), ("return 17", "return 18"),
 ])
 def test_whatever_it_is_made_of_may_change(write, tmp_path, before, after):
     record, changed = Record(tmp_path / "one.json"), CHAPTER.replace(before, after)
@@ -94,6 +126,8 @@ def test_what_it_is_not_made_of_may_not(write, tmp_path):
     assert len(write.calls) == 1
     assert "unrelated" not in sources(write().measure)
     assert {"measure", "helper", "twice", "RATE", "Model.forward"} <= set(sources(write().measure))
+    assert sources(write().measure)["DATA"] == "torch.int64, (5,)"    # drawn data differ
+    assert sources(write().measure)["MANY"] == "1000 items"                # by processor
     assert not any("sqrt" in name for name in sources(write().measure))          # a library's
 
 
