@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from textwrap import dedent
 from types import CodeType, FunctionType
@@ -33,7 +33,7 @@ def items(value: list | tuple | dict) -> Iterator[tuple[object, object]]:
 def is_plain(value: object) -> bool:
     "Whether a value is a number, a text, a dataclass of such, or a tuple, list or dict of such."
     if is_dataclass(value) and not isinstance(value, type):
-        return is_plain(vars(value))
+        return all(is_plain(getattr(value, field.name)) for field in fields(value))
     if isinstance(value, list | tuple | dict):
         return all(is_plain(key) and is_plain(item) for key, item in items(value))
     return isinstance(value, str | int | float | bool | None)

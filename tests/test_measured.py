@@ -20,7 +20,7 @@ CHAPTER = """
     twice = lambda x: 2 * x
     RULES = {"square": lambda x: x * x}
 
-    @dataclass
+    @dataclass(slots=True)
     class Config:
         depth: int = 7
 
