@@ -28,7 +28,7 @@ check-site: setup ## check the built site again: files, links, every page in a b
 test: setup ## every check: notebooks in step and clean, lint, every notebook run, pytest
 	@$(PY) book/verify.py
 
-again: setup ## measure again what chapters read from nbs/measured: an hour or two
+again: setup ## measure again what chapters read from nbs/measured: half an hour or more
 	@MINIGPT_AGAIN=1 $(PY) book/run.py --measured
 
 mutants: setup ## plant known faults, one at a time: the test named for each must notice it

@@ -4,7 +4,6 @@
     python -m benchmarks.scaling grid        # small runs, three seeds: 25 minutes of one core
     python -m benchmarks.scaling predict     # write down what they say about the large model
     python -m benchmarks.scaling large       # and only then train it, three seeds: 50 minutes
-    python -m benchmarks.scaling weights     # train the first of them again, and ship its weights
     python -m benchmarks.scaling mistakes    # a low rate for all, no cooldown: 12 minutes
     python -m benchmarks.scaling people      # who is known when, in one run: 3 minutes
     python -m benchmarks.scaling recipe      # the Tinytown recipe, short and narrow: 20 minutes
@@ -27,7 +26,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from minigpt.checkpoint import load_model, save_model, shipped_model, write_whole
+from minigpt.checkpoint import shipped_model, write_whole
 from minigpt.data import Batches, encode_documents, load_tokens
 from minigpt.loss import document_loss
 from minigpt.optim import trapezoid
@@ -45,7 +44,7 @@ LOCK = FileLock(ROOT / "runs" / "scaling.lock")     # several processes may shar
 WIDTHS, BUDGETS, SEEDS = (24, 32, 48, 64), (500_000, 1_000_000, 2_000_000), (0, 1, 2)
 LR, ADAMW_LR = 0.04, 0.01    # each the best of its row in `rates`; the pair is not among them
 LARGE = {"width": 208, "n_tokens": 4_000_000}
-N_DOCUMENTS, N_HELD_OUT, N_FAMOUS, N_CHECKED = 200_000, 10_000, 64, 1000
+N_DOCUMENTS, N_HELD_OUT, N_FAMOUS = 200_000, 10_000, 64
 
 
 def county() -> tuple[County, Tokenizer, list, list]:
@@ -73,16 +72,11 @@ def probe(model: torch.nn.Module, world: County, tokenizer: Tokenizer) -> list[l
     return rows
 
 
-def bits_of(model: torch.nn.Module, tokenizer: Tokenizer, documents: list) -> torch.Tensor:
-    "What each document costs the model."
-    ids = [tokenizer.encode(d.text) for d in documents]
-    return document_loss(model, ids, tokenizer.end_of_text, 256) / math.log(2)
-
-
 def facts(model: torch.nn.Module, text: tuple) -> dict:
     "What a finished run is judged by."
     world, tokenizer, _, held_out = text
-    bits = bits_of(model, tokenizer, held_out)
+    ids = [tokenizer.encode(d.text) for d in held_out]
+    bits = document_loss(model, ids, tokenizer.end_of_text, 256) / math.log(2)
     over = bits - torch.tensor([d.bits for d in held_out])
     asked = probe(model, world, tokenizer)
     right = [[r for rank, _, r in asked if rank == n] for n in range(N_FAMOUS)]
@@ -107,26 +101,6 @@ def write(book: dict) -> None:
     rest = "".join(f',\n "{key}": {json.dumps(book[key])}' for key in book if key != "runs")
     text = f'{{"runs": [\n  {rows}]{rest}\n}}\n'
     write_whole(FILE, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def ship() -> None:
-    "Train the large model's first seed again, and keep its weights in 8 bits beside the record."
-    job, text = jobs_of("large")[0], county()
-    model = train_small(text[2], text[1], **{k: v for k, v in job.items() if k != "part"})
-    run = next(run for run in read()["runs"] if is_same(run, job))
-    again = facts(model, text)
-    folder = shipped_model("scaling")
-    save_model(folder, model, text[1], job, bits=8)
-    packed, tokenizer = load_model(folder)
-    some = text[3][:N_CHECKED]
-    about = {"recipe": "python -m benchmarks.scaling weights", **job, "bits": again["bits"],
-             "bits in the record": run["bits"], "right": again["right"],
-             "packed": facts(packed, (*text[:1], tokenizer, *text[2:]))["bits"],
-             f"packed, first {N_CHECKED} documents": round(
-                 bits_of(packed, tokenizer, some).mean().item(), 4)}
-    text_of = json.dumps(about, indent=1) + "\n"
-    write_whole(folder / "facts.json", lambda path: path.write_text(text_of, encoding="utf-8"))
-    print(about)
 
 
 def is_same(run: dict, job: dict) -> bool:
@@ -301,8 +275,8 @@ def predict() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=["rates", "grid", "predict", "large", "weights",
-                                         "mistakes", "people", "recipe", "law", "plan"])
+    parser.add_argument("part", choices=["rates", "grid", "predict", "large", "mistakes",
+                                         "people", "recipe", "law", "plan"])
     parser.add_argument("--share", default="0/1", help="i/n: every n-th run, from the i-th")
     args = parser.parse_args()
     share = tuple(map(int, args.share.split("/")))
@@ -312,8 +286,6 @@ def main() -> None:
     torch.set_num_threads(1)
     if args.part == "predict":
         predict()
-    elif args.part == "weights":
-        ship()
     elif args.part == "people":
         people()
     elif args.part == "recipe":

@@ -315,7 +315,7 @@ def main() -> int:
         print(f"no notebook in nbs/ matches {' '.join(args.names)}", file=sys.stderr)
         return 2
     if args.measured:
-        paths = [p for p in paths if (NOTEBOOKS / "measured" / f"{p.stem}.json").exists()]
+        paths = [p for p in paths if records(p.read_text(encoding="utf-8").replace('\\"', '"'))]
     if args.again or args.measured:
         for path in paths:
             for old in STORE.glob(f"{path.stem}.*.ipynb"):

@@ -11,7 +11,6 @@ CHAPTERS = [] if "CHECK_RESULTS" in os.environ else run.chapters()
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_a_chapter_runs(path):
-    run.load(path)
     run.run(path)
 
 

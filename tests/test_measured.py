@@ -1,6 +1,5 @@
 "Records of measurements: read while their code stands, measured again when anything of it changes."
 import json
-import re
 import sys
 from collections import deque
 from pathlib import Path
@@ -8,6 +7,7 @@ from textwrap import dedent
 from types import ModuleType
 
 import pytest
+import run
 
 from minigpt.measured import Record, code_fingerprint, sources
 
@@ -188,10 +188,9 @@ def notebook_code(path):
 
 def test_every_record_of_the_book_belongs_to_its_chapter():
     files = sorted((ROOT / "nbs" / "measured").glob("*.json"))
-    named = {name for path in (ROOT / "nbs").glob("*.ipynb")
-             for name in re.findall(r'"measured/(\w+)\.json"', notebook_code(path))
-             if path.stem == name}
-    assert named == {path.stem for path in files} and files
+    kept = {path.stem: found for path in run.chapters()
+            if (found := run.records(notebook_code(path)))}
+    assert kept == {path.stem: [path] for path in files} and files
     for path in files:
         code = notebook_code(ROOT / "nbs" / f"{path.stem}.ipynb")
         for name, entry in Record(path).read().items():
